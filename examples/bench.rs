@@ -1,0 +1,210 @@
+//! Measures prefill and decode, in the manner of llama-bench.
+//!
+//! `cargo run --release --example bench -- --random 270m --format bf16 --threads 2 -p 512 -n 128`
+
+mod common;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use common::{Outcome, peak_rss_bytes};
+use gemma3::core::checkpoint::{Checkpoint, TensorFormat};
+use gemma3::core::config::TextConfig;
+use gemma3::core::generate::Session;
+use gemma3::core::model::Model;
+use gemma3::hub::{self, FetchOptions};
+use gemma3::{CacheOptions, Device, LoadOptions, SessionOptions, device};
+use serde_json::json;
+
+/// Measures how fast Gemma 3 reads and writes.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// A Hugging Face folder, a .gguf file, or a hub id.
+    #[arg(long, required_unless_present = "random", conflicts_with = "random")]
+    model: Option<String>,
+
+    /// Random weights of a true shape: 270m, 1b, 4b, 12b or 27b.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    random: Option<TextConfig>,
+
+    /// Format of the random weights: f32, f16, bf16, q8_0, q4_0, ...
+    #[arg(long, default_value = "bf16", value_parser = parse_format)]
+    format: TensorFormat,
+
+    /// Device: flex, ndarray, wgpu, vulkan, metal, webgpu, cuda or rocm, as built in.
+    #[arg(long, default_value_t = device::built_in().first().copied().unwrap_or("flex").to_owned())]
+    device: String,
+
+    /// CPU threads of flex and ndarray [default: all].
+    #[arg(long, short)]
+    threads: Option<usize>,
+
+    /// Tokens of the prefill; 0 leaves it out.
+    #[arg(short = 'p', long = "n-prompt", default_value_t = 512)]
+    n_prompt: usize,
+
+    /// Tokens of the decode; 0 leaves it out.
+    #[arg(short = 'n', long = "n-gen", default_value_t = 128)]
+    n_gen: usize,
+
+    /// Tokens that are there before what is measured.
+    #[arg(short = 'd', long = "n-depth", default_value_t = 0)]
+    n_depth: usize,
+
+    /// Repetitions.
+    #[arg(short = 'r', long, default_value_t = 3)]
+    repetitions: usize,
+
+    /// Tokens that a prefill computes at once.
+    #[arg(long, default_value_t = CacheOptions::default().chunk)]
+    chunk: usize,
+
+    /// f32 activations, cache and accumulation. At present the only mode there is.
+    #[arg(long)]
+    exact: bool,
+
+    /// JSON, one object a line, in place of the table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    common::run(|| run(&Arguments::parse()))
+}
+
+fn run(arguments: &Arguments) -> Outcome {
+    let device = device::open(&arguments.device)?;
+    let checkpoint = checkpoint(arguments)?;
+    let mut options = LoadOptions::default();
+    options.threads = arguments.threads;
+    let model = Model::load(&checkpoint, &device, options)?;
+    let name = match &arguments.model {
+        Some(model) => model.clone(),
+        None => format!("random {}", size_name(&checkpoint.config().text)),
+    };
+    let format = checkpoint.format_name().to_owned();
+    drop(checkpoint); // Its pages need not stay in memory while the model runs.
+
+    if !arguments.json {
+        println!("{name}, {format}, {} ({} threads)", arguments.device, model.threads());
+    }
+    let runs = [("pp", arguments.n_prompt, 0), ("tg", 0, arguments.n_gen)];
+    for (kind, n_prompt, n_gen) in runs.into_iter().filter(|(_, p, n)| p + n > 0) {
+        // Once to warm up: pages, threads, and on GPUs kernels.
+        measure(&model, &device, arguments, n_prompt, n_gen)?;
+        let rates: Vec<f64> = (0..arguments.repetitions.max(1))
+            .map(|_| measure(&model, &device, arguments, n_prompt, n_gen))
+            .collect::<Result<_, _>>()?;
+        let (avg_ts, stddev_ts) = mean_and_deviation(&rates);
+        if arguments.json {
+            let line = json!({
+                "model": name,
+                "format": format,
+                "device": arguments.device,
+                "threads": model.threads(),
+                "n_prompt": n_prompt,
+                "n_gen": n_gen,
+                "n_depth": arguments.n_depth,
+                "avg_ts": avg_ts,
+                "stddev_ts": stddev_ts,
+                "peak_rss_bytes": peak_rss_bytes(),
+            });
+            println!("{line}");
+        } else {
+            let depth = match arguments.n_depth {
+                0 => String::new(),
+                depth => format!(" @ d{depth}"),
+            };
+            println!(
+                "{:>16}  {avg_ts:>9.2} ± {stddev_ts:.2} tok/s",
+                format!("{kind}{}{depth}", n_prompt + n_gen)
+            );
+        }
+    }
+    if !arguments.json {
+        println!("{:>16}  {:.0} MB", "peak memory", peak_rss_bytes() as f64 / 1e6);
+    }
+    Ok(())
+}
+
+/// Tokens per second of one prefill or one decode.
+fn measure(
+    model: &Model,
+    device: &Device,
+    arguments: &Arguments,
+    n_prompt: usize,
+    n_gen: usize,
+) -> Result<f64, Box<dyn std::error::Error>> {
+    // Decoding needs a token to start from.
+    let depth = if n_gen > 0 { arguments.n_depth.max(1) } else { arguments.n_depth };
+    let cache = CacheOptions { capacity: Some(depth + n_prompt + n_gen), chunk: arguments.chunk };
+    let mut session = Session::new(model, &SessionOptions { cache, sequence: 0 })?;
+    if depth > 0 {
+        session.prefill(&ids(model, depth))?;
+    }
+    device.sync()?;
+    let start = Instant::now();
+    if n_prompt > 0 {
+        session.prefill(&ids(model, n_prompt))?;
+    }
+    for _ in 0..n_gen {
+        // A decode step and its greedy choice.
+        let logits = session.logits()?;
+        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32);
+        session.prefill(&[best])?;
+    }
+    device.sync()?;
+    Ok((n_prompt + n_gen) as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Ids that look random and are the same every time.
+fn ids(model: &Model, count: usize) -> Vec<u32> {
+    let vocab_size = model.decoder().config().vocab_size as u64;
+    (0..count as u64).map(|i| (i.wrapping_mul(2_654_435_761) % vocab_size) as u32).collect()
+}
+
+fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+    (mean, if values.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 })
+}
+
+fn checkpoint(arguments: &Arguments) -> Result<Checkpoint, Box<dyn std::error::Error>> {
+    if let Some(config) = &arguments.random {
+        return Ok(Checkpoint::random(config.clone(), arguments.format, 0)?);
+    }
+    let model = arguments.model.as_deref().unwrap_or_default();
+    if Path::new(model).exists() {
+        return Ok(Checkpoint::open(model)?);
+    }
+    let path = hub::fetch(model, &FetchOptions::default(), &mut |_| {})?;
+    Ok(Checkpoint::open(path)?)
+}
+
+const SIZES: [&str; 5] = ["270m", "1b", "4b", "12b", "27b"];
+
+fn config_of(size: &str) -> Option<TextConfig> {
+    match size {
+        "270m" => Some(TextConfig::gemma3_270m()),
+        "1b" => Some(TextConfig::gemma3_1b()),
+        "4b" => Some(TextConfig::gemma3_4b()),
+        "12b" => Some(TextConfig::gemma3_12b()),
+        "27b" => Some(TextConfig::gemma3_27b()),
+        _ => None,
+    }
+}
+
+fn parse_size(size: &str) -> Result<TextConfig, String> {
+    config_of(size).ok_or_else(|| format!("`{size}` is not one of {}", SIZES.join(", ")))
+}
+
+fn size_name(config: &TextConfig) -> &'static str {
+    SIZES.into_iter().find(|size| config_of(size).as_ref() == Some(config)).unwrap_or("model")
+}
+
+fn parse_format(name: &str) -> Result<TensorFormat, String> {
+    name.parse().map_err(|error| format!("{error}"))
+}

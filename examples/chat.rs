@@ -1,0 +1,138 @@
+//! Holds a conversation. `/reset` forgets it, `/system TEXT` changes the instructions, `/quit` leaves;
+//! Ctrl-C stops an answer, and at the prompt the program.
+//!
+//! `cargo run --release --example chat -- --model google/gemma-3-1b-it`
+
+mod common;
+
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use clap::Parser;
+use common::{Loaded, ModelArguments, Outcome, SamplingArguments};
+use gemma3::{CancelHandle, Chat, FinishReason, Message, WhenFull};
+
+/// Talks with Gemma 3.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Instructions for the model.
+    #[arg(long)]
+    system: Option<String>,
+
+    /// Forget the oldest turns when the context is full, rather than refusing the next one.
+    #[arg(long)]
+    drop_oldest: bool,
+
+    #[command(flatten)]
+    model: ModelArguments,
+
+    #[command(flatten)]
+    sampling: SamplingArguments,
+}
+
+/// The answer that Ctrl-C would stop.
+type Running = Arc<Mutex<Option<CancelHandle>>>;
+
+fn main() -> ExitCode {
+    common::run(|| run(&Arguments::parse()))
+}
+
+fn run(arguments: &Arguments) -> Outcome {
+    let Loaded { gemma, load_s, .. } = common::load(&arguments.model)?;
+    eprintln!("loaded in {load_s:.2} s; /reset, /system TEXT, /quit; Ctrl-C stops an answer");
+    if !gemma.is_instruction_tuned() {
+        eprintln!(
+            "note: this is a base model. It continues text and is not tuned for chat: expect it to ramble. \
+             For conversations take an instruction-tuned one, such as --model google/gemma-3-1b-it."
+        );
+    }
+    let mut options = arguments.sampling.options(&gemma);
+    options.max_new_tokens = options.max_new_tokens.or((!gemma.is_instruction_tuned()).then_some(128));
+    let mut builder = gemma
+        .chat()
+        .options(options)
+        .session(arguments.model.session_options())
+        .when_full(if arguments.drop_oldest { WhenFull::DropOldest } else { WhenFull::Stop });
+    if let Some(system) = &arguments.system {
+        builder = builder.system(system);
+    }
+    let mut chat = builder.start()?;
+    let running = stop_answers_on_ctrl_c()?;
+
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        print!("> ");
+        std::io::stdout().flush()?;
+        let Some(line) = lines.next().transpose()? else { break };
+        match line.trim() {
+            "" => {}
+            "/quit" | "/exit" => break,
+            "/reset" => {
+                chat.reset();
+                eprintln!("(the conversation is forgotten)");
+            }
+            line if line == "/system" || line.starts_with("/system ") => {
+                let text = line["/system".len()..].trim();
+                chat.set_system((!text.is_empty()).then(|| text.to_owned()));
+                eprintln!("(instructions changed, the conversation starts anew)");
+            }
+            line if line.starts_with('/') => {
+                eprintln!("unknown command; there are /reset, /system TEXT, /quit")
+            }
+            question => {
+                // An answer that fails leaves the conversation as it is.
+                if let Err(error) = answer(&mut chat, question, &running) {
+                    eprintln!("error: {error}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn answer(chat: &mut Chat, question: &str, running: &Running) -> Outcome {
+    let cancel = CancelHandle::new();
+    set_running(running, Some(cancel.clone()));
+    let result = stream_answer(chat, question, cancel);
+    set_running(running, None);
+    result
+}
+
+fn stream_answer(chat: &mut Chat, question: &str, cancel: CancelHandle) -> Outcome {
+    let mut stream = chat.ask_with(Message::user(question), cancel)?;
+    for piece in stream.by_ref() {
+        print!("{}", piece?.text);
+        std::io::stdout().flush()?;
+    }
+    println!();
+    match stream.finish_reason() {
+        Some(FinishReason::Cancelled) => eprintln!("(stopped)"),
+        Some(FinishReason::ContextFull) => eprintln!("(the context is full; /reset starts anew)"),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Ctrl-C cancels the running answer; without one it ends the program.
+fn stop_answers_on_ctrl_c() -> Result<Running, ctrlc::Error> {
+    let running = Running::default();
+    let handler = running.clone();
+    ctrlc::set_handler(move || {
+        let taken = handler.lock().ok().and_then(|mut running| running.take());
+        match taken {
+            Some(cancel) => cancel.cancel(),
+            None => {
+                eprintln!();
+                std::process::exit(130);
+            }
+        }
+    })?;
+    Ok(running)
+}
+
+fn set_running(running: &Running, cancel: Option<CancelHandle>) {
+    if let Ok(mut running) = running.lock() {
+        *running = cancel;
+    }
+}

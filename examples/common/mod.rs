@@ -1,0 +1,23 @@
+//! What the examples share: their arguments, obtaining and loading a model, and measuring.
+
+mod arguments;
+mod measure;
+mod model;
+
+pub use arguments::{ModelArguments, SamplingArguments, parse_ids};
+pub use measure::peak_rss_bytes;
+pub use model::{Loaded, load};
+
+/// What an example returns from `main`: any error, printed as text.
+pub type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// Runs an example and prints an error as a person would want to read it.
+pub fn run(main: impl FnOnce() -> Outcome) -> std::process::ExitCode {
+    match main() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

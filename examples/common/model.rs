@@ -1,0 +1,78 @@
+//! From `--model` to a loaded model, with progress on stderr.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use gemma3::hub::{self, DefaultModelOptions, FetchOptions, ModelId, Progress};
+use gemma3::{Gemma3, LoadOptions, device};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::ModelArguments;
+
+/// A model and what loading it took.
+pub struct Loaded {
+    pub gemma: Gemma3,
+    /// Where it came from.
+    #[allow(dead_code)] // Not every example prints it.
+    pub path: PathBuf,
+    /// Seconds from the file to the device, without a download.
+    pub load_s: f64,
+}
+
+/// Obtains and loads the model that the arguments name.
+pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
+    // First, because a wrong name should not cost a download.
+    let device = device::open(&arguments.device)?;
+    let path = obtain(arguments.model.as_deref())?;
+    let bar = bar();
+    bar.set_message("loading");
+    let start = Instant::now();
+    let mut progress = |p: gemma3::LoadProgress| {
+        bar.set_length(p.total_bytes);
+        bar.set_position(p.loaded_bytes);
+    };
+    let mut options = LoadOptions::default();
+    options.threads = arguments.threads;
+    options.progress = Some(&mut progress);
+    let gemma = Gemma3::load_with(&path, &device, options)?;
+    let load_s = start.elapsed().as_secs_f64();
+    bar.finish_and_clear();
+    Ok(Loaded { gemma, path, load_s })
+}
+
+/// A path as it is, a hub id through the hub, nothing as the default model.
+fn obtain(model: Option<&str>) -> Result<PathBuf, Box<dyn Error>> {
+    let bar = bar();
+    let mut progress = |progress: Progress<'_>| match progress {
+        Progress::Step(what) => bar.suspend(|| eprintln!("{what}")),
+        Progress::Bytes { what, done, total } => {
+            bar.set_message(what.to_owned());
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+        _ => {}
+    };
+    let Some(model) = model else {
+        let obtained = hub::default_model(&DefaultModelOptions::default(), &mut progress)?;
+        bar.finish_and_clear();
+        eprintln!("{}", obtained.note);
+        return Ok(obtained.path);
+    };
+    if Path::new(model).exists() {
+        return Ok(model.into());
+    }
+    let Ok(id) = model.parse::<ModelId>() else {
+        return Err(format!("`{model}` is neither a file or folder here nor a hub id (owner/name)").into());
+    };
+    let path = hub::fetch(&id.to_string(), &FetchOptions::default(), &mut progress)?;
+    bar.finish_and_clear();
+    eprintln!("{id} from the Hugging Face Hub; Gemma's terms of use apply: {}", hub::GEMMA_TERMS);
+    Ok(path)
+}
+
+/// A bar of bytes on stderr, which shows itself only on a terminal.
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}

@@ -1,0 +1,107 @@
+//! Where positions lie in a layer, and how far a cache can go back. What attention makes of it is in
+//! `tests/invariants.rs`.
+
+use super::{CacheError, CacheOptions, KvCache};
+use crate::config::TextConfig;
+
+fn config() -> TextConfig {
+    TextConfig { sliding_window: 4, ..TextConfig::gemma3_270m() }
+}
+
+#[test]
+fn the_default_capacity_is_8192_or_the_models_context() {
+    let options = CacheOptions::default();
+    assert_eq!(options.resolve(&TextConfig::gemma3_27b()), Ok(8192));
+    let short = TextConfig { max_position_embeddings: 100, ..config() };
+    assert_eq!(options.resolve(&short), Ok(100));
+}
+
+#[test]
+fn the_longest_contexts_of_the_released_models_are_reachable() {
+    for (config, longest) in [
+        (TextConfig::gemma3_270m(), 32_768),
+        (TextConfig::gemma3_1b(), 32_768),
+        (TextConfig::gemma3_4b(), 131_072),
+        (TextConfig::gemma3_27b(), 131_072),
+    ] {
+        let options = CacheOptions { capacity: Some(longest), ..CacheOptions::default() };
+        assert_eq!(options.resolve(&config), Ok(longest));
+        let beyond = CacheOptions { capacity: Some(longest + 1), ..CacheOptions::default() };
+        let capacity = longest + 1;
+        assert_eq!(beyond.resolve(&config), Err(CacheError::BeyondTheModel { capacity, longest }));
+    }
+}
+
+#[test]
+fn the_1b_at_32k_needs_what_the_formula_says() {
+    // 2 x 1 head x 256 x 4 bytes x (4 global layers x 32,768 + 22 local x (512 + 512)).
+    let options = CacheOptions { capacity: Some(32_768), chunk: 512 };
+    assert_eq!(options.bytes(&TextConfig::gemma3_1b()), Ok(2 * 256 * 4 * (4 * 32_768 + 22 * 1024)));
+}
+
+#[cfg(feature = "flex")]
+mod on_flex {
+    use burn::tensor::{Device, Tensor, TensorData};
+
+    use super::*;
+    use crate::cache::LayerCache;
+
+    /// Keys whose every value is the position.
+    fn marked(positions: std::ops::Range<usize>) -> Tensor<3> {
+        let values: Vec<f32> = positions.clone().map(|p| p as f32).collect();
+        Tensor::from_data(TensorData::new(values, [1, positions.len(), 1]), &Device::flex())
+    }
+
+    fn read(layer: &LayerCache, positions: std::ops::Range<usize>) -> Vec<f32> {
+        let (keys, values) = layer.read(positions.start, positions.end);
+        assert_eq!(keys.dims(), values.dims());
+        keys.into_data().try_into_vec().expect("f32")
+    }
+
+    #[test]
+    fn a_ring_gives_positions_in_order_also_across_its_end() {
+        let slots = 7;
+        let mut layer = LayerCache::new(1, slots, 1, &Device::flex());
+        let mut position = 0;
+        for count in [3, 1, 7, 2, 5, 4, 1, 7] {
+            layer.write(position, marked(position..position + count), marked(position..position + count));
+            position += count;
+            for start in position.saturating_sub(slots)..position {
+                let expected: Vec<f32> = (start..position).map(|p| p as f32).collect();
+                assert_eq!(read(&layer, start..position), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_write_to_a_fork_leaves_the_other_unchanged() {
+        let mut parent = LayerCache::new(1, 4, 1, &Device::flex());
+        parent.write(0, marked(0..3), marked(0..3));
+        let mut fork = parent.clone();
+        fork.write(0, marked(10..12), marked(10..12));
+        assert_eq!(read(&parent, 0..3), [0.0, 1.0, 2.0]);
+        assert_eq!(read(&fork, 0..3), [10.0, 11.0, 2.0]);
+    }
+
+    #[test]
+    fn a_cache_goes_back_as_far_as_its_rings_hold() {
+        let options = CacheOptions { capacity: Some(100), chunk: 3 };
+        let mut cache = KvCache::new(&config(), &options, &Device::flex()).expect("a cache");
+        cache.advance(7);
+        assert_eq!(cache.earliest_truncation(), 0, "the ring of 4 + 3 has not come around");
+        cache.advance(5);
+        // Positions 5 to 11 are held; the query at 8 needs 5, 6 and 7.
+        assert_eq!(cache.earliest_truncation(), 8);
+        let error = CacheError::CannotTruncate { requested: 7, len: 12, earliest: 8 };
+        assert_eq!(cache.truncate(7), Err(error));
+        assert_eq!(cache.len(), 12);
+        assert_eq!(cache.truncate(8), Ok(()));
+        assert_eq!((cache.len(), cache.remaining()), (8, 92));
+        // What was taken back stays overwritten.
+        assert_eq!(cache.earliest_truncation(), 8);
+        assert!(cache.truncate(7).is_err());
+        assert_eq!(cache.truncate(0), Ok(()));
+        assert!(cache.is_empty());
+        assert_eq!(cache.earliest_truncation(), 0);
+    }
+}

@@ -1,0 +1,380 @@
+//! Checkpoints: the tensors of a Gemma 3 model by their role, whatever file they come from.
+//!
+//! A [`Checkpoint`] is a Hugging Face folder (one safetensors file or shards), a single
+//! `.safetensors` beside its `config.json`, a `.gguf` file, any of these as bytes in memory, or
+//! random weights of a true shape. The model asks for [`TextTensor`]s and doesn't know which it was.
+//! Files are memory-mapped; nothing is copied or converted here.
+//!
+//! # Untrusted files
+//! Opening a file from a stranger ends in a [`Checkpoint`] or a [`CheckpointError`]: every offset,
+//! length and shape is checked against the file's size before it is used, no number of the file
+//! decides how much is allocated, and every tensor of the decoder has the format and shape that the
+//! configuration asks for before [`Checkpoint::open`] returns. The weights themselves are not looked
+//! at. A file must not be rewritten while it is open.
+
+mod error;
+mod folder;
+mod format;
+mod gguf;
+mod names;
+mod random;
+mod safetensors;
+mod storage;
+mod tensors;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config::{GenerationConfig, ModelConfig, TextConfig};
+
+pub use error::CheckpointError;
+pub use format::{FormatError, TensorFormat};
+pub use gguf::{GgufError, GgufFile, GgufMetadata, GgufStrings};
+pub use names::{LayerTensor, TextTensor};
+pub use storage::CheckpointBytes;
+pub use tensors::TensorView;
+
+use names::{HUGGINGFACE_HEADS, HUGGINGFACE_PREFIXES};
+use tensors::{StoredFormat, TensorTable};
+
+/// A model's weights and configuration. Cloning shares them.
+#[derive(Clone)]
+pub struct Checkpoint {
+    inner: Arc<Inner>,
+}
+
+/// Everything that doesn't change when the configuration is replaced is shared once more.
+struct Inner {
+    weights: Arc<Weights>,
+    config: ModelConfig,
+}
+
+struct Weights {
+    /// The path, or what the bytes were called; for errors.
+    source: String,
+    table: TensorTable,
+    names: Names,
+    generation_config: GenerationConfig,
+    gguf: Option<GgufMetadata>,
+    format_name: String,
+}
+
+/// How the decoder's tensors are called.
+enum Names {
+    HuggingFace { prefix: &'static str, head: Option<&'static str> },
+    Gguf,
+}
+
+impl Names {
+    fn of(&self, tensor: TextTensor) -> String {
+        match self {
+            Self::Gguf => tensor.gguf_name(),
+            Self::HuggingFace { prefix, head } => match (tensor, head) {
+                (TextTensor::Head, Some(head)) => (*head).to_owned(),
+                _ => tensor.huggingface_name(prefix),
+            },
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Opens what lies at `path`: a Hugging Face folder (`config.json` with `model.safetensors` or
+    /// `model.safetensors.index.json` and its shards), a `.safetensors` file with its `config.json`
+    /// beside it, or a `.gguf` file. Files are recognized by their contents, not their names.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]: nothing there, damaged, incomplete, not a Gemma 3 model, or a tensor
+    /// whose format or shape isn't what the configuration asks for.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let path = path.as_ref();
+        let metadata = std::fs::metadata(path).map_err(|error| CheckpointError::io(path, error))?;
+        if metadata.is_dir() {
+            let folder = folder::open_folder(path)?;
+            return Self::from_huggingface(path.display().to_string(), folder);
+        }
+        let bytes = CheckpointBytes::map(path)?;
+        if gguf::has_magic(bytes.as_slice()) {
+            return Self::from_gguf(path.display().to_string(), bytes);
+        }
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) {
+            let folder = folder::open_single_file(path, bytes)?;
+            return Self::from_huggingface(path.display().to_string(), folder);
+        }
+        Err(CheckpointError::UnknownFileType {
+            path: path.to_owned(),
+            found: folder::describe(path, bytes.as_slice()),
+        })
+    }
+
+    /// Opens a GGUF file that is already in memory.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], as for [`Checkpoint::open`].
+    pub fn from_gguf_bytes(bytes: impl Into<CheckpointBytes>) -> Result<Self, CheckpointError> {
+        Self::from_gguf("GGUF in memory".to_owned(), bytes.into())
+    }
+
+    /// Opens safetensors files that are already in memory, with the text of their `config.json` and
+    /// `generation_config.json`. The shards' order doesn't matter; no index is needed.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], as for [`Checkpoint::open`].
+    pub fn from_safetensors_bytes(
+        config_json: &str,
+        generation_config_json: Option<&str>,
+        shards: impl IntoIterator<Item = impl Into<CheckpointBytes>>,
+    ) -> Result<Self, CheckpointError> {
+        let shards = shards.into_iter().map(Into::into);
+        let folder = folder::from_memory(config_json, generation_config_json, shards)?;
+        Self::from_huggingface("safetensors in memory".to_owned(), folder)
+    }
+
+    /// Random weights of a true shape, for measurements and tests without a file. Each tensor is
+    /// made when it is asked for, the same for the same `seed` and name on every machine.
+    ///
+    /// Norms are F32. Matrices have the given format; where its blocks don't divide a row they are
+    /// Q8_0 (in real files too such rows have another format), or BF16 where that doesn't either.
+    /// The scales are such that activations and logits stay finite and depend on every layer:
+    /// projections keep the variance of their input, the embedding is small and the final norm large
+    /// (logits with a standard deviation of about 2).
+    ///
+    /// # Errors
+    /// [`CheckpointError::Config`] if the sizes don't fit together.
+    pub fn random(config: TextConfig, format: TensorFormat, seed: u64) -> Result<Self, CheckpointError> {
+        const SOURCE: &str = "random weights";
+        config.validate().map_err(|error| CheckpointError::config(SOURCE, error))?;
+        let names = Names::HuggingFace { prefix: "model.", head: None };
+        let mut table = TensorTable::default();
+        for tensor in TextTensor::all(&config) {
+            let entry = random::entry(tensor, &config, format, seed);
+            table.entries.insert(names.of(tensor), entry);
+        }
+        let weights = Weights {
+            source: SOURCE.to_owned(),
+            table,
+            names,
+            generation_config: GenerationConfig::default(),
+            gguf: None,
+            format_name: format!("random {}", format.name().to_uppercase()),
+        };
+        Self::checked(weights, ModelConfig::from_text(config))
+    }
+
+    /// The same weights under another decoder configuration, for experiments with constants that
+    /// shape no tensor (rope bases, window, attention scale), some of which a GGUF file can't say.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Config`] if the sizes don't fit together; missing tensors or wrong shapes
+    /// if the weights don't fit them.
+    pub fn with_text_config(&self, text: TextConfig) -> Result<Self, CheckpointError> {
+        let config = ModelConfig { text, ..self.inner.config.clone() };
+        let weights = Arc::clone(&self.inner.weights);
+        config.validate().map_err(|error| CheckpointError::config(&weights.source, error))?;
+        weights.check_tensors(&config.text)?;
+        Ok(Self { inner: Arc::new(Inner { weights, config }) })
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.inner.config
+    }
+
+    /// The authors' sampling defaults; empty where the checkpoint has none.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.inner.weights.generation_config
+    }
+
+    /// The metadata of a GGUF file, with the vocabulary; `None` for other checkpoints.
+    pub fn gguf(&self) -> Option<&GgufMetadata> {
+        self.inner.weights.gguf.as_ref()
+    }
+
+    /// File kind and main weight format, for people: `"GGUF Q4_K_M"`, `"safetensors BF16"`.
+    pub fn format_name(&self) -> &str {
+        &self.inner.weights.format_name
+    }
+
+    /// The path that was opened, or what stands for it; for messages.
+    pub fn source(&self) -> &str {
+        &self.inner.weights.source
+    }
+
+    /// Stored bytes of the decoder's tensors, a tied head counted once.
+    pub fn total_weight_bytes(&self) -> u64 {
+        let weights = &self.inner.weights;
+        TextTensor::all(&self.inner.config.text)
+            .filter_map(|tensor| {
+                let entry = weights.table.entries.get(&weights.names.of(tensor))?;
+                match &entry.format {
+                    StoredFormat::Known(format) => format.tensor_bytes(&entry.shape).ok(),
+                    StoredFormat::Unknown(_) => None,
+                }
+            })
+            .map(|bytes| bytes as u64)
+            .sum()
+    }
+
+    /// A tensor of the decoder. [`TextTensor::Head`] of a tied model is the embedding.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NoSuchLayer`]. Everything else was checked when the checkpoint was opened
+    /// and fails only if its bytes changed since.
+    pub fn tensor(&self, tensor: TextTensor) -> Result<TensorView<'_>, CheckpointError> {
+        let layers = self.inner.config.text.num_hidden_layers;
+        let tensor = match tensor {
+            TextTensor::Layer(layer, _) if layer >= layers => {
+                return Err(CheckpointError::NoSuchLayer { layer, layers });
+            }
+            TextTensor::Head if self.head_is_tied() => TextTensor::Embedding,
+            other => other,
+        };
+        self.raw(&self.inner.weights.names.of(tensor))
+    }
+
+    /// Any tensor by its name in the file, such as those of an image encoder. Its format is read,
+    /// its shape is not compared with anything.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`], [`CheckpointError::UnsupportedFormat`] or
+    /// [`CheckpointError::InvalidTensor`].
+    pub fn raw(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
+        let weights = &self.inner.weights;
+        weights.table.view(name, &weights.source)
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let entries = &self.inner.weights.table.entries;
+        entries.keys().map(String::as_str)
+    }
+
+    /// Whether the stored weights of norms are `1 + w` (GGUF) or `w` (everything else).
+    pub fn norms_include_one(&self) -> bool {
+        matches!(self.inner.weights.names, Names::Gguf)
+    }
+
+    /// Whether the head that makes the logits is the embedding.
+    pub fn head_is_tied(&self) -> bool {
+        self.inner.config.text.tie_word_embeddings
+    }
+
+    fn from_gguf(source: String, bytes: CheckpointBytes) -> Result<Self, CheckpointError> {
+        let file = GgufFile::parse(source.clone(), bytes)?;
+        let config = gguf::model_config(&file).map_err(|error| CheckpointError::config(&source, error))?;
+        let (table, metadata) = file.into_parts();
+        let format_name = gguf::format_name(&metadata, &table);
+        let weights = Weights {
+            source,
+            table,
+            names: Names::Gguf,
+            generation_config: GenerationConfig::default(),
+            gguf: Some(metadata),
+            format_name,
+        };
+        Self::checked(weights, config)
+    }
+
+    fn from_huggingface(source: String, folder: folder::Folder) -> Result<Self, CheckpointError> {
+        let table = folder.table;
+        let embedding = |prefix: &&str| {
+            let name = TextTensor::Embedding.huggingface_name(prefix);
+            table.entries.contains_key(&name)
+        };
+        let Some(prefix) = HUGGINGFACE_PREFIXES.into_iter().find(embedding) else {
+            return Err(CheckpointError::MissingTensor {
+                file: source,
+                tensor: TextTensor::Embedding.huggingface_name("model."),
+                expected: Some(TextTensor::Embedding.shape(&folder.config.text)),
+            });
+        };
+        let head = HUGGINGFACE_HEADS.into_iter().find(|name| table.entries.contains_key(*name));
+        let weights = Weights {
+            format_name: format!("safetensors {}", main_format(&table)),
+            source,
+            table,
+            names: Names::HuggingFace { prefix, head },
+            generation_config: folder.generation_config,
+            gguf: None,
+        };
+        Self::checked(weights, folder.config)
+    }
+
+    fn checked(weights: Weights, config: ModelConfig) -> Result<Self, CheckpointError> {
+        weights.check_tensors(&config.text)?;
+        let weights = Arc::new(weights);
+        Ok(Self { inner: Arc::new(Inner { weights, config }) })
+    }
+}
+
+impl Weights {
+    /// Every tensor of the decoder is there, in a format of its role, with the shape of the
+    /// configuration.
+    fn check_tensors(&self, config: &TextConfig) -> Result<(), CheckpointError> {
+        const NORM_FORMATS: &[TensorFormat] = &[TensorFormat::F32, TensorFormat::F16, TensorFormat::BF16];
+        for tensor in TextTensor::all(config) {
+            let name = self.names.of(tensor);
+            let expected = tensor.shape(config);
+            let Some(entry) = self.table.entries.get(&name) else {
+                return Err(CheckpointError::MissingTensor {
+                    file: self.source.clone(),
+                    tensor: name,
+                    expected: Some(expected),
+                });
+            };
+            let file = self.table.label_of(entry).to_owned();
+            if entry.shape != expected {
+                return Err(CheckpointError::WrongShape {
+                    file,
+                    tensor: name,
+                    expected,
+                    found: entry.shape.clone(),
+                });
+            }
+            let formats: &'static [TensorFormat] = match tensor.is_norm() {
+                true => NORM_FORMATS,
+                false => &TensorFormat::ALL,
+            };
+            let problem = match &entry.format {
+                StoredFormat::Known(format) if formats.contains(format) => None,
+                StoredFormat::Known(format) => Some(format.to_string()),
+                StoredFormat::Unknown(found) => Some(found.clone()),
+            };
+            if let Some(found) = problem {
+                return Err(CheckpointError::UnsupportedFormat {
+                    file,
+                    tensor: name,
+                    expected: formats,
+                    found,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Checkpoint")
+            .field("source", &self.source())
+            .field("format", &self.format_name())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The format with most bytes, in capitals.
+fn main_format(table: &TensorTable) -> String {
+    let mut bytes_by_format = BTreeMap::<&'static str, u64>::new();
+    for entry in table.entries.values() {
+        if let StoredFormat::Known(format) = &entry.format
+            && let Ok(bytes) = format.tensor_bytes(&entry.shape)
+        {
+            let total = bytes_by_format.entry(format.name()).or_default();
+            *total = total.saturating_add(bytes as u64);
+        }
+    }
+    let main = bytes_by_format.into_iter().max_by_key(|(_, bytes)| *bytes);
+    main.map_or("(no weights)", |(name, _)| name).to_uppercase()
+}

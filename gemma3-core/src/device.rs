@@ -1,0 +1,164 @@
+//! Finding a device by name, without the panic that burn has for one that is not there.
+
+use burn::tensor::{Device, DeviceType};
+
+/// Why there is no such device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The name is not one of burn's backends.
+    #[error("unknown device `{name}`; expected one of {}, optionally with an index as in `cuda:1`", NAMES.join(", "))]
+    UnknownName {
+        /// The name as given.
+        name: String,
+    },
+    /// The backend's cargo feature is off in this build.
+    #[error("this build does not include the backend `{name}` (built in: {}); enable the cargo feature `{name}`", built_in.join(", "))]
+    NotBuiltIn {
+        /// The backend asked for.
+        name: String,
+        /// The backends that are built in.
+        built_in: Vec<&'static str>,
+    },
+    /// The backend is built in, but the machine has no such device.
+    #[error(
+        "there is no device `{name}` on this machine: the backend found {found} device(s); check that the driver is installed"
+    )]
+    NotFound {
+        /// The device asked for.
+        name: String,
+        /// How many devices the backend found.
+        found: usize,
+    },
+}
+
+/// The names that [`open`] knows.
+pub const NAMES: [&str; 8] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "webgpu", "cuda", "rocm"];
+
+/// The backends of this build, best first.
+pub fn built_in() -> Vec<&'static str> {
+    ["cuda", "metal", "rocm", "vulkan", "webgpu", "wgpu", "flex", "ndarray"]
+        .into_iter()
+        .filter(|name| device_type(name).is_some())
+        .collect()
+}
+
+/// Finds a device by its backend's name, optionally with an index: `flex`, `wgpu`, `cuda:1`.
+///
+/// Without an index the backend's default device is meant (for wgpu: its choice of adapter).
+///
+/// # Errors
+///
+/// An unknown name, a backend that is not built in, or a device that the machine does not have.
+pub fn open(name: &str) -> Result<Device, DeviceError> {
+    let (backend, index) = match name.split_once(':') {
+        Some((backend, index)) => match index.parse::<usize>() {
+            Ok(index) => (backend, Some(index)),
+            Err(_) => return Err(DeviceError::UnknownName { name: name.to_owned() }),
+        },
+        None => (name, None),
+    };
+    if !NAMES.contains(&backend) {
+        return Err(DeviceError::UnknownName { name: name.to_owned() });
+    }
+    let Some(device_type) = device_type(backend) else {
+        return Err(DeviceError::NotBuiltIn { name: backend.to_owned(), built_in: built_in() });
+    };
+    let found: Vec<Device> = enumerate(device_type);
+    let not_found = || DeviceError::NotFound { name: name.to_owned(), found: found.len() };
+    match index {
+        Some(index) => found.get(index).cloned().ok_or_else(not_found),
+        None if found.is_empty() => Err(not_found()),
+        None => Ok(default_of(backend).unwrap_or_else(|| found[0].clone())),
+    }
+}
+
+/// The devices of one backend. burn looks for adapters and drivers here, and a driver that is broken
+/// rather than absent may panic; that is no device either.
+fn enumerate(device_type: DeviceType) -> Vec<Device> {
+    std::panic::catch_unwind(|| Device::enumerate(device_type).iter().cloned().collect()).unwrap_or_default()
+}
+
+/// The backend's own choice among its devices, where it is more than the first of the list.
+fn default_of(backend: &str) -> Option<Device> {
+    #[cfg(feature = "wgpu")]
+    {
+        use burn::tensor::DeviceKind::DefaultDevice;
+        match backend {
+            "wgpu" => return Some(Device::wgpu(DefaultDevice)),
+            #[cfg(feature = "vulkan")]
+            "vulkan" => return Some(Device::vulkan(DefaultDevice)),
+            #[cfg(feature = "metal")]
+            "metal" => return Some(Device::metal(DefaultDevice)),
+            #[cfg(feature = "webgpu")]
+            "webgpu" => return Some(Device::webgpu(DefaultDevice)),
+            _ => {}
+        }
+    }
+    let _ = backend;
+    None
+}
+
+fn device_type(name: &str) -> Option<DeviceType> {
+    match name {
+        #[cfg(feature = "flex")]
+        "flex" => Some(DeviceType::Flex),
+        #[cfg(feature = "ndarray")]
+        "ndarray" => Some(DeviceType::NdArray),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Some(DeviceType::Wgpu),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Some(DeviceType::Vulkan),
+        #[cfg(feature = "metal")]
+        "metal" => Some(DeviceType::Metal),
+        #[cfg(feature = "webgpu")]
+        "webgpu" => Some(DeviceType::WebGpu),
+        #[cfg(feature = "cuda")]
+        "cuda" => Some(DeviceType::Cuda),
+        #[cfg(feature = "rocm")]
+        "rocm" => Some(DeviceType::Rocm),
+        _ => None,
+    }
+}
+
+/// Whether computations on `device` run on the threads of this process.
+pub fn is_cpu(device: &Device) -> bool {
+    use burn::backend::DispatchDevice;
+    match device.as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => true,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => true,
+        #[allow(unreachable_patterns)] // With CPU backends only, nothing is left.
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_an_error() {
+        for name in ["", "gpu", "cuda:", "cuda:x", "flex:-1", "cuda:99999999999999999999"] {
+            assert_eq!(open(name), Err(DeviceError::UnknownName { name: name.to_owned() }));
+        }
+    }
+
+    #[test]
+    fn a_device_that_does_not_exist_is_an_error() {
+        for name in built_in() {
+            let missing = format!("{name}:4096");
+            assert!(matches!(open(&missing), Err(DeviceError::NotFound { .. })), "{missing}");
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_not_built_in_is_an_error() {
+        for name in NAMES {
+            if !built_in().contains(&name) {
+                assert!(matches!(open(name), Err(DeviceError::NotBuiltIn { .. })), "{name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! From a model to a sequence of tokens: sessions, streams, batches.
+//!
+//! A [`Session`] is one sequence with its cache. [`Session::generate`] gives a [`TokenStream`], an
+//! iterator that computes one token each time it is asked; dropping it stops. [`generate_batch`] steps
+//! several sessions together, reading the weights once for all of them.
+//!
+//! This module knows token ids only. Text, stop strings and chat turns are the facade's.
+
+mod batch;
+mod cancel;
+mod error;
+mod options;
+mod session;
+mod stepper;
+mod stream;
+
+pub use batch::{Completion, generate_batch, generate_batch_with};
+pub use cancel::CancelHandle;
+pub use error::GenerateError;
+pub use options::{FinishReason, GenerateOptions};
+pub use session::{ScoredToken, Session, SessionOptions};
+pub use stepper::Token;
+pub use stream::TokenStream;

@@ -1,0 +1,105 @@
+//! One generation's bookkeeping: choosing tokens from logits until there is a reason to stop. Streams
+//! and batches share it.
+
+use super::session::{ScoredToken, score};
+use super::{FinishReason, GenerateError, GenerateOptions, Session};
+use crate::sampling::{Sampler, TokenHistory, TokenLogprob, fresh_seed};
+
+/// A generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// The id.
+    pub id: u32,
+    /// ln of its probability under the model's raw logits, if asked for.
+    pub logprob: Option<f32>,
+    /// The most probable tokens in its place, the most probable first, if asked for.
+    pub top_logprobs: Vec<TokenLogprob>,
+}
+
+#[derive(Debug)]
+pub(super) struct Stepper {
+    sampler: Sampler,
+    history: TokenHistory,
+    seed: u64,
+    max_new_tokens: usize,
+    stop_token_ids: Vec<u32>,
+    logprobs: Option<usize>,
+    produced: usize,
+    finish: Option<FinishReason>,
+}
+
+impl Stepper {
+    pub(super) fn new(session: &Session, options: GenerateOptions) -> Result<Self, GenerateError> {
+        if session.is_empty() {
+            return Err(GenerateError::EmptySession);
+        }
+        let mut history = TokenHistory::new();
+        if options.sampling.uses_history() {
+            history.push_prompt(session.ids());
+        }
+        let seed = options.sampling.seed.unwrap_or_else(fresh_seed);
+        let mut stepper = Self {
+            sampler: Sampler::new(options.sampling)?.with_suppressed(options.suppressed_ids),
+            history,
+            seed,
+            max_new_tokens: options.max_new_tokens.unwrap_or(usize::MAX),
+            stop_token_ids: options.stop_token_ids,
+            logprobs: options.logprobs,
+            produced: 0,
+            finish: None,
+        };
+        stepper.look_for_room(session);
+        Ok(stepper)
+    }
+
+    pub(super) fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    pub(super) fn finish(&mut self, reason: FinishReason) {
+        self.finish.get_or_insert(reason);
+    }
+
+    /// Ends with a reason that takes precedence over an earlier one.
+    pub(super) fn finish_with(&mut self, reason: FinishReason) {
+        self.finish = Some(reason);
+    }
+
+    pub(super) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Chooses the next token from the session's logits, which must be there, and appends it.
+    pub(super) fn step(&mut self, session: &mut Session) -> Result<Token, GenerateError> {
+        let mut logits = session.take_logits().unwrap_or_default();
+        // The processors write into the logits; what is reported is of the raw ones.
+        let raw = self.logprobs.map(|_| logits.clone());
+        let key = session.random_key(self.seed);
+        let id = self.sampler.sample(&mut logits, &self.history, key)?;
+        let token = match (self.logprobs, raw) {
+            (Some(top), Some(raw)) => {
+                let ScoredToken { id, logprob, top } = score(&raw, id, top)?;
+                Token { id, logprob: Some(logprob), top_logprobs: top }
+            }
+            _ => Token { id, logprob: None, top_logprobs: Vec::new() },
+        };
+        session.push_generated(id);
+        if self.sampler.options().uses_history() {
+            self.history.push_generated(id);
+        }
+        self.produced += 1;
+        if self.stop_token_ids.contains(&id) {
+            self.finish(FinishReason::Stop);
+        }
+        self.look_for_room(session);
+        Ok(token)
+    }
+
+    fn look_for_room(&mut self, session: &Session) {
+        if self.produced >= self.max_new_tokens {
+            self.finish(FinishReason::Length);
+        } else if session.len() >= session.capacity() {
+            self.finish(FinishReason::ContextFull);
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The decoder: embeddings through all layers to logits, for one or several sequences at once.
+
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor};
+
+use super::attention::AttentionContext;
+use super::block::Block;
+use super::embedding::Embedding;
+use super::handle::ForwardError;
+use super::mask::Visibility;
+use super::norm::RmsNorm;
+use super::rope::RotaryEmbedding;
+use super::trace::Trace;
+use crate::cache::{CacheError, KvCache};
+use crate::config::{LayerType, TextConfig};
+use crate::matrix::Matrix;
+
+/// Gemma 3's text decoder.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    pub(super) config: TextConfig,
+    pub(super) embedding: Embedding,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: RmsNorm,
+    /// The output matrix \[vocab, hidden\] where it is not the embedding table.
+    pub(super) head: Option<Matrix>,
+    pub(super) local_rope: RotaryEmbedding,
+    pub(super) global_rope: RotaryEmbedding,
+    pub(super) device: Device,
+}
+
+/// The next tokens of one sequence.
+#[derive(Debug)]
+pub struct Segment<'a> {
+    /// What to append.
+    pub input: SegmentInput<'a>,
+    /// The sequence's cache; the tokens are appended to it.
+    pub cache: &'a mut KvCache,
+}
+
+/// Tokens as ids, or as the vectors that stand for them.
+#[derive(Debug)]
+pub enum SegmentInput<'a> {
+    /// Token ids.
+    Ids(&'a [u32]),
+    /// Vectors \[tokens, hidden\] that enter the first layer as they are (text embeddings already
+    /// scaled, soft tokens of images unscaled).
+    Embeddings {
+        /// \[tokens, hidden\], f32, on the model's device.
+        vectors: Tensor<2>,
+        /// Ranges of rows, each the soft tokens of one image: they see each other in both directions.
+        images: Vec<Range<usize>>,
+    },
+}
+
+/// Which positions get logits. The head is the largest matrix of a small model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// None: only the caches are filled.
+    None,
+    /// The last position of each segment: \[segments, vocab\].
+    Last,
+    /// Every position: \[tokens of all segments, vocab\].
+    All,
+}
+
+/// One segment after its checks.
+struct Row<'a> {
+    first_row: usize,
+    rows: usize,
+    position: usize,
+    cache: &'a mut KvCache,
+    local: Visibility,
+    global: Visibility,
+}
+
+impl Decoder {
+    /// The model's sizes.
+    pub fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Bytes of the weights in memory.
+    pub fn weight_bytes(&self) -> u64 {
+        let blocks = self.blocks.iter().flat_map(|block| {
+            let (attention, feed_forward) = (&block.attention, &block.feed_forward);
+            [
+                &attention.q_proj,
+                &attention.k_proj,
+                &attention.v_proj,
+                &attention.o_proj,
+                &feed_forward.gate_proj,
+                &feed_forward.up_proj,
+                &feed_forward.down_proj,
+            ]
+        });
+        let ends = std::iter::once(self.embedding.table()).chain(&self.head);
+        blocks.chain(ends).map(Matrix::bytes).sum()
+    }
+
+    /// The scaled embeddings of `ids`, \[ids, hidden\]: what [`SegmentInput::Ids`] would enter with.
+    ///
+    /// # Errors
+    ///
+    /// [`ForwardError::UnknownToken`].
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor<2>, ForwardError> {
+        self.check_ids(ids)?;
+        Ok(self.embedding.forward(ids))
+    }
+
+    /// Appends tokens to one or several sequences and computes the asked logits (f32, no softcap;
+    /// `None` for [`Logits::None`]).
+    ///
+    /// Sequences are independent, each at its own position; nothing is padded. On an error the caches
+    /// are as before, except after [`ForwardError::Device`].
+    ///
+    /// # Errors
+    ///
+    /// Empty input, unknown ids, a cache that is full, too short a chunk or of another model.
+    pub fn forward(
+        &self,
+        segments: &mut [Segment<'_>],
+        logits: Logits,
+        trace: &mut Trace,
+    ) -> Result<Option<Tensor<2>>, ForwardError> {
+        let (x, mut sequences) = self.enter(segments)?;
+        trace.record_embeddings(&x);
+
+        let positions = || sequences.iter().flat_map(|s| s.position..s.position + s.rows);
+        let local_rotation = self.local_rope.at(positions(), &self.device);
+        let global_rotation = self.global_rope.at(positions(), &self.device);
+
+        let mut x = x;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let rotation = match block.kind {
+                LayerType::FullAttention => &global_rotation,
+                LayerType::SlidingAttention => &local_rotation,
+            };
+            let mut contexts: Vec<_> =
+                sequences.iter_mut().filter_map(|s| s.context(index, block.kind)).collect();
+            x = block.forward(x, rotation, &mut contexts, trace.layer(index));
+        }
+        for sequence in &mut sequences {
+            sequence.cache.advance(sequence.rows);
+        }
+
+        let x = match logits {
+            Logits::None => return Ok(None),
+            Logits::All => x,
+            Logits::Last => last_rows(x, &sequences),
+        };
+        let x = self.norm.forward(x);
+        trace.record_final_norm(&x);
+        Ok(Some(self.head.as_ref().unwrap_or(self.embedding.table()).forward(x)))
+    }
+
+    /// Checks the segments and puts their vectors one after the other: \[tokens, hidden\].
+    fn enter<'a>(&self, segments: &'a mut [Segment<'_>]) -> Result<(Tensor<2>, Vec<Row<'a>>), ForwardError> {
+        if segments.is_empty() {
+            return Err(ForwardError::EmptyInput);
+        }
+        for segment in segments.iter() {
+            self.check(segment)?;
+        }
+        let mut vectors = Vec::with_capacity(segments.len());
+        let mut sequences = Vec::with_capacity(segments.len());
+        let mut first_row = 0;
+        for segment in segments.iter_mut() {
+            let position = segment.cache.len();
+            let (x, images) = match &segment.input {
+                SegmentInput::Ids(ids) => (self.embedding.forward(ids), Vec::new()),
+                SegmentInput::Embeddings { vectors, images } => {
+                    let shift = |r: &Range<usize>| r.start + position..r.end + position;
+                    (vectors.clone(), images.iter().map(shift).collect())
+                }
+            };
+            let rows = x.dims()[0];
+            let visibility = |kind| {
+                let queries = position..position + rows;
+                Visibility::new(kind, queries, self.config.sliding_window, &images, &self.device)
+            };
+            sequences.push(Row {
+                first_row,
+                rows,
+                position,
+                local: visibility(LayerType::SlidingAttention),
+                global: visibility(LayerType::FullAttention),
+                cache: &mut *segment.cache,
+            });
+            first_row += rows;
+            vectors.push(x);
+        }
+        let x = if vectors.len() == 1 { vectors.swap_remove(0) } else { Tensor::cat(vectors, 0) };
+        Ok((x, sequences))
+    }
+
+    fn check(&self, segment: &Segment<'_>) -> Result<(), ForwardError> {
+        let count = match &segment.input {
+            SegmentInput::Ids(ids) => {
+                self.check_ids(ids)?;
+                ids.len()
+            }
+            SegmentInput::Embeddings { vectors, images } => {
+                let [tokens, width] = vectors.dims();
+                if width != self.config.hidden_size {
+                    return Err(ForwardError::WrongWidth { expected: self.config.hidden_size, found: width });
+                }
+                if let Some(image) = images.iter().find(|r| r.start >= r.end || r.end > tokens) {
+                    return Err(ForwardError::ImageOutOfRange { image: image.clone(), tokens });
+                }
+                tokens
+            }
+        };
+        if count == 0 {
+            return Err(ForwardError::EmptyInput);
+        }
+        let cache = &*segment.cache;
+        if cache.layer_count() != self.blocks.len() {
+            let (cache_layers, model_layers) = (cache.layer_count(), self.blocks.len());
+            return Err(CacheError::OtherModel { cache_layers, model_layers }.into());
+        }
+        if count > cache.chunk() {
+            return Err(CacheError::ChunkTooLong { count, chunk: cache.chunk() }.into());
+        }
+        if count > cache.remaining() {
+            let (len, capacity) = (cache.len(), cache.capacity());
+            return Err(CacheError::Full { count, len, capacity }.into());
+        }
+        Ok(())
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<(), ForwardError> {
+        let vocab_size = self.config.vocab_size;
+        match ids.iter().find(|id| **id as usize >= vocab_size) {
+            Some(id) => Err(ForwardError::UnknownToken { id: *id, vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Row<'_> {
+    fn context(&mut self, layer: usize, kind: LayerType) -> Option<AttentionContext<'_>> {
+        Some(AttentionContext {
+            first_row: self.first_row,
+            rows: self.rows,
+            position: self.position,
+            cache: self.cache.layer_mut(layer)?,
+            visibility: match kind {
+                LayerType::FullAttention => &self.global,
+                LayerType::SlidingAttention => &self.local,
+            },
+        })
+    }
+}
+
+/// The last row of each sequence: \[sequences, hidden\].
+fn last_rows(x: Tensor<2>, sequences: &[Row<'_>]) -> Tensor<2> {
+    let mut rows: Vec<_> =
+        sequences.iter().map(|s| x.clone().narrow(0, s.first_row + s.rows - 1, 1)).collect();
+    if rows.len() == 1 { rows.swap_remove(0) } else { Tensor::cat(rows, 0) }
+}

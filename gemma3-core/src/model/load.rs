@@ -1,0 +1,178 @@
+//! From a checkpoint to a [`Decoder`] on a device, tensor by tensor.
+
+use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
+
+use super::attention::{Attention, AttentionShape};
+use super::block::Block;
+use super::decoder::Decoder;
+use super::embedding::Embedding;
+use super::feed_forward::FeedForward;
+use super::norm::RmsNorm;
+use super::rope::RotaryEmbedding;
+use crate::checkpoint::{Checkpoint, CheckpointError, LayerTensor, TensorView, TextTensor};
+use crate::config::LayerType;
+use crate::matrix::{self, Matrix, blocks::BlockError};
+
+/// How to load a model.
+#[derive(Default)]
+#[non_exhaustive]
+pub struct LoadOptions<'a> {
+    /// CPU threads to compute with, on a pool that the model owns. `None`: as many as the process may
+    /// use. Has no effect on devices that are not CPUs.
+    pub threads: Option<usize>,
+    /// Whether to look for weights that are NaN or infinite, which otherwise show as NaN logits much
+    /// later. `None`: in debug builds only, because it reads every weight once more.
+    pub check_finite: Option<bool>,
+    /// Called after each tensor.
+    pub progress: Option<&'a mut (dyn FnMut(LoadProgress) + Send)>,
+}
+
+/// How far loading has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Bytes of the file's tensors that have been read.
+    pub loaded_bytes: u64,
+    /// Bytes of all of them.
+    pub total_bytes: u64,
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The checkpoint lacks a tensor or cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A tensor's bytes are not what its format asks for.
+    #[error("tensor `{tensor}`: {source}")]
+    Blocks {
+        /// Name in the file.
+        tensor: String,
+        /// What is wrong with the bytes.
+        source: BlockError,
+    },
+    /// A weight is NaN or infinite.
+    #[error(
+        "tensor `{tensor}` has the value {value} at index {index}: the file is damaged, or was converted with an overflow"
+    )]
+    NotFinite {
+        /// Name in the file.
+        tensor: String,
+        /// The value.
+        value: f32,
+        /// Row-major index of the first such value.
+        index: usize,
+    },
+    /// The threads could not be started.
+    #[error("the compute threads could not be started: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+/// Loads the decoder onto `device`. Holds one tensor in host memory at a time.
+pub(super) fn decoder(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    options: LoadOptions<'_>,
+) -> Result<Decoder, LoadError> {
+    let config = checkpoint.config().text.clone();
+    let mut loader = Loader {
+        checkpoint,
+        device,
+        check_finite: options.check_finite.unwrap_or(cfg!(debug_assertions)),
+        eps: config.rms_norm_eps,
+        progress: options.progress,
+        loaded_bytes: 0,
+    };
+    let embedding = Embedding::new(loader.matrix(TextTensor::Embedding)?);
+    let mut blocks = Vec::with_capacity(config.num_hidden_layers);
+    for (index, kind) in config.layer_types.iter().enumerate() {
+        blocks.push(loader.block(index, *kind, AttentionShape::new(&config))?);
+    }
+    let norm = loader.norm(TextTensor::FinalNorm)?;
+    let head = match checkpoint.head_is_tied() {
+        true => None,
+        false => Some(loader.matrix(TextTensor::Head)?),
+    };
+    Ok(Decoder {
+        local_rope: RotaryEmbedding::for_layer_type(&config, LayerType::SlidingAttention),
+        global_rope: RotaryEmbedding::for_layer_type(&config, LayerType::FullAttention),
+        device: device.clone(),
+        config,
+        embedding,
+        blocks,
+        norm,
+        head,
+    })
+}
+
+struct Loader<'a, 'p> {
+    checkpoint: &'a Checkpoint,
+    device: &'a Device,
+    check_finite: bool,
+    eps: f64,
+    progress: Option<&'p mut (dyn FnMut(LoadProgress) + Send)>,
+    loaded_bytes: u64,
+}
+
+impl Loader<'_, '_> {
+    fn block(&mut self, index: usize, kind: LayerType, shape: AttentionShape) -> Result<Block, LoadError> {
+        let layer = |tensor| TextTensor::Layer(index, tensor);
+        Ok(Block {
+            kind,
+            input_layernorm: self.norm(layer(LayerTensor::InputLayernorm))?,
+            attention: Attention {
+                q_proj: self.matrix(layer(LayerTensor::QProj))?,
+                k_proj: self.matrix(layer(LayerTensor::KProj))?,
+                v_proj: self.matrix(layer(LayerTensor::VProj))?,
+                o_proj: self.matrix(layer(LayerTensor::OProj))?,
+                q_norm: self.norm(layer(LayerTensor::QNorm))?,
+                k_norm: self.norm(layer(LayerTensor::KNorm))?,
+                shape,
+            },
+            post_attention_layernorm: self.norm(layer(LayerTensor::PostAttentionLayernorm))?,
+            pre_feedforward_layernorm: self.norm(layer(LayerTensor::PreFeedforwardLayernorm))?,
+            feed_forward: FeedForward {
+                gate_proj: self.matrix(layer(LayerTensor::GateProj))?,
+                up_proj: self.matrix(layer(LayerTensor::UpProj))?,
+                down_proj: self.matrix(layer(LayerTensor::DownProj))?,
+            },
+            post_feedforward_layernorm: self.norm(layer(LayerTensor::PostFeedforwardLayernorm))?,
+        })
+    }
+
+    fn matrix(&mut self, name: TextTensor) -> Result<Matrix, LoadError> {
+        let view = self.checkpoint.tensor(name)?;
+        let values = self.values(&view)?;
+        let shape = [view.shape[0], view.shape[1]];
+        Ok(Matrix::from_values(values, shape, view.format, self.device))
+    }
+
+    /// A norm with its multiplier `1 + w`; GGUF files store that sum, Hugging Face's store `w`.
+    fn norm(&mut self, name: TextTensor) -> Result<RmsNorm, LoadError> {
+        let view = self.checkpoint.tensor(name)?;
+        let mut scale = self.values(&view)?;
+        if !self.checkpoint.norms_include_one() {
+            scale.iter_mut().for_each(|w| *w += 1.0);
+        }
+        let width = scale.len();
+        let options = TensorCreationOptions::new(self.device.clone()).with_dtype(DType::F32);
+        let scale = Tensor::from_data(TensorData::new(scale, [width]), options);
+        Ok(RmsNorm::new(scale, self.eps))
+    }
+
+    fn values(&mut self, view: &TensorView<'_>) -> Result<Vec<f32>, LoadError> {
+        let tensor = || view.file_name.to_string();
+        let values = matrix::expand(view).map_err(|source| LoadError::Blocks { tensor: tensor(), source })?;
+        if self.check_finite
+            && let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite())
+        {
+            return Err(LoadError::NotFinite { tensor: tensor(), value: *value, index });
+        }
+        self.loaded_bytes += view.bytes.len() as u64;
+        if let Some(progress) = &mut self.progress {
+            let total_bytes = self.checkpoint.total_weight_bytes();
+            progress(LoadProgress { loaded_bytes: self.loaded_bytes, total_bytes });
+        }
+        Ok(values)
+    }
+}

@@ -1,0 +1,48 @@
+//! RMS normalization, one pass to sum and one to scale, rows over the threads.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Elements below which one thread does it all: waking others would take longer.
+const MIN_TASK_ELEMENTS: usize = 16 * 1024;
+
+/// `out = x * rsqrt(mean(x²) + eps) * scale` for each row of `x`; the width is `scale.len()`.
+pub(super) fn rms_norm(x: &[f32], scale: &[f32], out: &mut [f32], eps: f32) {
+    let width = scale.len();
+    if width == 0 {
+        return;
+    }
+    let arch = Arch::new();
+    let task = width * MIN_TASK_ELEMENTS.div_ceil(width);
+    out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            arch.dispatch(Row { x, scale, out, eps });
+        }
+    });
+}
+
+struct Row<'a> {
+    x: &'a [f32],
+    scale: &'a [f32],
+    out: &'a mut [f32],
+    eps: f32,
+}
+
+impl WithSimd for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (head, tail) = S::as_simd_f32s(self.x);
+        let mut sums = simd.splat_f32s(0.0);
+        for v in head {
+            sums = simd.mul_add_e_f32s(*v, *v, sums);
+        }
+        let tail: f32 = tail.iter().map(|v| v * v).sum();
+        let mean_square = (simd.reduce_sum_f32s(sums) + tail) / self.x.len() as f32;
+        let inverse_rms = 1.0 / (mean_square + self.eps).sqrt();
+        for ((out, x), scale) in self.out.iter_mut().zip(self.x).zip(self.scale) {
+            *out = x * inverse_rms * scale;
+        }
+    }
+}

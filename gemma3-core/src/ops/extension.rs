@@ -1,0 +1,23 @@
+//! The seam through which a backend brings its own operations.
+//!
+//! Methods see the backend's tensor primitives, not [`Tensor`](burn::tensor::Tensor)s; the macro
+//! generates the routing from burn's run-time dispatch. A backend that is not listed panics when
+//! called, therefore only the functions of [`crate::ops`] call this trait, after looking at the device.
+//! To add a backend: list it here, implement the trait for it in a folder beside `cpu/`, and name it
+//! in `is_accelerated`.
+
+use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
+
+/// Operations of a decoder step. Shapes and meaning are those of the functions of the same names in
+/// [`crate::ops::portable`]; `matvec` is `linear` for few rows.
+#[backend_extension(Flex)]
+pub trait DecoderOps: Backend {
+    /// `x` \[rows, in\] times `weight` \[out, in\], transposed → \[rows, out\], for few rows.
+    fn matvec(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Row-wise RMS normalization of `x` \[rows, width\] with the multiplier `scale` \[width\].
+    fn rms_norm(x: FloatTensor<Self>, scale: FloatTensor<Self>, eps: f32) -> FloatTensor<Self>;
+
+    /// `gelu_tanh(gate) * up`, both \[rows, width\].
+    fn gelu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+}

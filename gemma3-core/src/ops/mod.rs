@@ -1,0 +1,76 @@
+//! The operations of a decoder step that have more than one implementation.
+//!
+//! The functions of this module are what the model calls. Each takes and returns ordinary
+//! [`Tensor`]s, and each has a plain definition in [`portable`] that is its documentation, its
+//! fallback on every device, and the oracle of its tests. A faster implementation enters through the
+//! trait [`DecoderOps`](extension::DecoderOps), burn's seam for operations of one backend; which
+//! devices have one is decided here, in [`is_accelerated`], so that a tensor on any other device
+//! (also one that a host enabled without telling us) takes the portable path.
+
+use burn::tensor::Tensor;
+
+#[cfg(feature = "flex")]
+mod cpu;
+#[cfg(feature = "flex")]
+pub mod extension;
+pub mod portable;
+
+#[cfg(feature = "flex")]
+use burn::backend::Dispatch;
+#[cfg(feature = "flex")]
+use extension::DecoderOps;
+
+/// How many rows of activations a matrix product may have and still be done row by row of the
+/// weights. Beyond it a cache-blocked product wins, because it reuses what it loads.
+#[cfg(feature = "flex")]
+const MATVEC_MAX_ROWS: usize = 4;
+
+/// Whether `tensor` lies on a device for which this crate brings its own operations, in the dtype
+/// that they handle.
+#[cfg(feature = "flex")]
+fn is_accelerated<const D: usize>(tensor: &Tensor<D>) -> bool {
+    use burn::backend::DispatchDevice;
+    use burn::tensor::DType;
+    matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_)) && tensor.dtype() == DType::F32
+}
+
+/// `x Wᵀ`: `x` \[rows, in\] times `weight` \[out, in\] gives \[rows, out\], all f32.
+///
+/// Definition: [`portable::linear`].
+pub fn linear(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if x.dims()[0] <= MATVEC_MAX_ROWS && is_accelerated(&x) && is_accelerated(weight) {
+        let weight = weight.clone().into_dispatch();
+        return Tensor::from_dispatch(<Dispatch as DecoderOps>::matvec(x.into_dispatch(), weight));
+    }
+    portable::linear(x, weight)
+}
+
+/// Root-mean-square normalization of each row of `x` \[rows, width\], scaled by `scale` \[width\].
+///
+/// Definition: [`portable::rms_norm`].
+pub fn rms_norm(x: Tensor<2>, scale: &Tensor<1>, eps: f64) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if is_accelerated(&x) && is_accelerated(scale) {
+        let scale = scale.clone().into_dispatch();
+        let x = x.into_dispatch();
+        return Tensor::from_dispatch(<Dispatch as DecoderOps>::rms_norm(x, scale, eps as f32));
+    }
+    portable::rms_norm(x, scale, eps)
+}
+
+/// `gelu_tanh(gate) * up`, elementwise on two tensors \[rows, width\].
+///
+/// Definition: [`portable::gelu_mul`].
+pub fn gelu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if is_accelerated(&gate) && is_accelerated(&up) {
+        let up = up.into_dispatch();
+        let gate = gate.into_dispatch();
+        return Tensor::from_dispatch(<Dispatch as DecoderOps>::gelu_mul(gate, up));
+    }
+    portable::gelu_mul(gate, up)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests;

@@ -1,0 +1,88 @@
+//! Each operation of flex against its portable definition.
+
+use burn::tensor::{Device, Distribution, Tensor, TensorData};
+
+use super::{gelu_mul, linear, portable, rms_norm};
+
+fn random<const D: usize>(shape: [usize; D], scale: f64, device: &Device) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Uniform(-scale, scale), device)
+}
+
+fn max_difference(a: Tensor<2>, b: Tensor<2>) -> f32 {
+    (a - b).abs().max().into_scalar()
+}
+
+#[test]
+fn a_vector_times_a_matrix_equals_its_definition_at_every_shape() {
+    let device = Device::flex();
+    for rows in 1..=4 {
+        for (out_features, in_features) in
+            [(1, 1), (7, 3), (16, 31), (33, 64), (257, 640), (640, 2048), (5000, 96)]
+        {
+            let x = random([rows, in_features], 1.0, &device);
+            let weight = random([out_features, in_features], 1.0, &device);
+            let difference = max_difference(linear(x.clone(), &weight), portable::linear(x, &weight));
+            // Sums of `in` products below 1, in another order: a few ulp of the sum of magnitudes.
+            let bound = in_features as f32 * f32::EPSILON;
+            assert!(
+                difference <= bound,
+                "[{rows}, {in_features}] x [{out_features}, {in_features}]: {difference:e} > {bound:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_transposed_or_sliced_input_gives_the_same_product() {
+    let device = Device::flex();
+    let weight = random([40, 24], 1.0, &device);
+    let x = random([24, 8], 1.0, &device).transpose().narrow(0, 3, 2);
+    let copy = Tensor::<2>::from_data(x.clone().into_data(), &device);
+    assert!(max_difference(linear(x, &weight), portable::linear(copy, &weight)) <= 24.0 * f32::EPSILON);
+}
+
+#[test]
+fn rms_norm_equals_its_definition() {
+    let device = Device::flex();
+    for (rows, width) in [(1, 1), (1, 640), (3, 16), (5, 257), (512, 640)] {
+        for magnitude in [1e-3, 1.0, 1e4] {
+            let x = random([rows, width], magnitude, &device);
+            let scale = random([width], 3.0, &device);
+            let difference =
+                max_difference(rms_norm(x.clone(), &scale, 1e-6), portable::rms_norm(x, &scale, 1e-6));
+            // Normalized values are below sqrt(width) times the scale; a few ulp of that.
+            let bound = 3.0 * (width as f32).sqrt() * 8.0 * f32::EPSILON;
+            assert!(
+                difference <= bound,
+                "[{rows}, {width}] of magnitude {magnitude}: {difference:e} > {bound:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_gated_activation_equals_f64_over_the_whole_range() {
+    let device = Device::flex();
+    let gate: Vec<f32> =
+        (-40_000..40_000).map(|i| i as f32 * 5e-4).chain([-1e30, -100.0, 100.0, 1e10, 0.0]).collect();
+    let n = gate.len();
+    let up: Vec<f32> = (0..n).map(|i| (i % 7) as f32 - 3.0).collect();
+    let tensor = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [1, n]), &device);
+    let out = gelu_mul(tensor(&gate), tensor(&up)).into_data().try_into_vec::<f32>().expect("f32 output");
+    for ((gate, up), out) in gate.iter().zip(&up).zip(out) {
+        let x = f64::from(*gate);
+        let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+        let exact = 0.5 * x * (1.0 + z.tanh()) * f64::from(*up);
+        // f32 rounding of z (up to |z| = 9 where the result still varies) dominates: 9 ulp of z.
+        let bound = 2e-6 * exact.abs() + 1e-6;
+        assert!((f64::from(out) - exact).abs() <= bound, "gelu({gate}) * {up} = {out}, expected {exact}");
+    }
+}
+
+#[test]
+fn the_gated_activation_equals_its_portable_definition() {
+    let device = Device::flex();
+    let (gate, up) = (random([9, 1000], 6.0, &device), random([9, 1000], 2.0, &device));
+    let difference = max_difference(gelu_mul(gate.clone(), up.clone()), portable::gelu_mul(gate, up));
+    assert!(difference <= 1e-5, "{difference:e}");
+}

@@ -1,0 +1,352 @@
+//! The tiny checkpoints against Hugging Face transformers, on every device, in exact mode.
+//!
+//! Tolerances are those of the goldens' README: 2e-4 on logits, hidden states and log-probabilities (its
+//! own spread is up to 3e-5; the subtlest mistake moves logits by 4e-3), and equal greedy ids, whose
+//! smallest top-2 gap is above 1e-3.
+
+mod common;
+
+use std::path::Path;
+
+use burn::tensor::{Tensor, TensorData};
+use common::{Tensors, assert_close, devices, golden, golden_json, ids, numbers};
+use gemma3_core::Device;
+use gemma3_core::cache::CacheOptions;
+use gemma3_core::generate::{
+    CancelHandle, FinishReason, GenerateOptions, Session, SessionOptions, generate_batch,
+};
+use gemma3_core::model::{Activation, Logits, Model, Segment, SegmentInput, Trace};
+use gemma3_core::sampling::SamplingOptions;
+use serde_json::{Map, Value};
+
+const TOLERANCE: f32 = 2e-4;
+
+/// The checkpoints of a set: each folder, with its JSON and its tensors beside it.
+fn for_each_checkpoint(test: impl Fn(&Model, &Value, &Tensors, &Device)) {
+    let mut found = false;
+    for name in ["tiny-text", "tiny-multimodal"] {
+        let (Some(folder), Some(index), Some(tensors)) = (
+            golden(name),
+            golden_json(&format!("{name}.json")),
+            Tensors::open(&format!("{name}.safetensors")),
+        ) else {
+            continue;
+        };
+        found = true;
+        for (device_name, device) in devices() {
+            println!("{name} on {device_name}");
+            test(&common::load(&folder, &device), &index, &tensors, &device);
+        }
+    }
+    if !found {
+        println!("skipped: no tiny checkpoint in this set");
+    }
+}
+
+/// The text cases: those without images, and those whose soft tokens the goldens hold.
+fn cases(index: &Value) -> &Map<String, Value> {
+    index["cases"].as_object().expect("cases")
+}
+
+fn has_images(case: &Value) -> bool {
+    case["images"].as_array().is_some_and(|images| !images.is_empty())
+}
+
+/// Capacity and chunk that take any case in one piece.
+fn whole(model: &Model) -> CacheOptions {
+    let longest = model.decoder().config().max_position_embeddings.min(2048);
+    CacheOptions { capacity: Some(longest), chunk: longest }
+}
+
+fn session(model: &Model, cache: CacheOptions) -> Session {
+    Session::new(model, &SessionOptions { cache, sequence: 0 }).expect("a session")
+}
+
+fn greedy(max_new_tokens: usize, stop_token_ids: Vec<u32>) -> GenerateOptions {
+    GenerateOptions {
+        sampling: SamplingOptions::greedy(),
+        max_new_tokens: Some(max_new_tokens),
+        stop_token_ids,
+        logprobs: Some(0),
+        ..GenerateOptions::default()
+    }
+}
+
+#[test]
+fn logits_and_log_probabilities_of_a_text_equal_the_reference() {
+    for_each_checkpoint(|model, index, tensors, _| {
+        for (name, case) in cases(index).iter().filter(|(_, case)| !has_images(case)) {
+            let input = ids(&case["input_ids"]);
+            let mut cache = model.new_cache(&whole(model)).expect("a cache");
+            let input_segment = SegmentInput::Ids(&input);
+            let rows = model
+                .forward_all(&mut [Segment { input: input_segment, cache: &mut cache }])
+                .expect("a forward pass");
+            assert_close(
+                &format!("{name}.logits"),
+                &rows.concat(),
+                &tensors.values(&format!("{name}.logits")),
+                TOLERANCE,
+            );
+
+            let scored = session(model, whole(model)).prefill_scored(&input, 0).expect("a scored text");
+            let logprobs: Vec<f32> = scored.iter().map(|token| token.logprob).collect();
+            assert_close(
+                &format!("{name}.logprobs"),
+                &logprobs,
+                &tensors.values(&format!("{name}.logprobs")),
+                TOLERANCE,
+            );
+        }
+    });
+}
+
+#[test]
+fn every_step_inside_the_layers_equals_the_reference() {
+    for_each_checkpoint(|model, index, tensors, device| {
+        let layers = model.decoder().config().num_hidden_layers;
+        for (name, case) in cases(index) {
+            if tensors.get(&format!("{name}.layer_0")).is_none() {
+                continue;
+            }
+            let input = ids(&case["input_ids"]);
+            let mut trace = Trace::hidden(0..layers).with_ends().with_details(0..layers);
+            let mut cache = model.new_cache(&whole(model)).expect("a cache");
+            let segment = segment_of(model, index, name, &input, tensors, device);
+            let input = segment.as_ref().map_or(SegmentInput::Ids(&input), |vectors| vectors.input());
+            model
+                .forward(&mut [Segment { input, cache: &mut cache }], Logits::All, &mut trace)
+                .expect("a forward pass");
+            let mut compared = 0;
+            for (place, traced) in trace.recorded() {
+                let golden = format!("{name}.{}", golden_name(place));
+                let Some((shape, expected)) = tensors.get(&golden) else {
+                    continue;
+                };
+                assert_eq!(traced.shape, shape, "{golden}");
+                assert_close(&golden, &traced.to_vec().expect("values"), &expected, TOLERANCE);
+                compared += 1;
+            }
+            assert!(compared >= layers + 2, "{name}: only {compared} activations compared");
+        }
+    });
+}
+
+fn golden_name(place: &Activation) -> String {
+    match place {
+        Activation::Embeddings => "embeddings".to_owned(),
+        Activation::Layer(index) => format!("layer_{index}"),
+        Activation::Detail(index, step) => format!("detail_{index}.{step}"),
+        Activation::FinalNorm => "final_norm".to_owned(),
+    }
+}
+
+/// The embeddings of a prompt with the golden's soft tokens in their places.
+struct Vectors {
+    vectors: Tensor<2>,
+    images: Vec<std::ops::Range<usize>>,
+}
+
+impl Vectors {
+    fn input<'a>(&self) -> SegmentInput<'a> {
+        SegmentInput::Embeddings { vectors: self.vectors.clone(), images: self.images.clone() }
+    }
+}
+
+/// `None` for a prompt without images.
+fn segment_of(
+    model: &Model,
+    index: &Value,
+    name: &str,
+    input: &[u32],
+    tensors: &Tensors,
+    device: &Device,
+) -> Option<Vectors> {
+    let (_, soft_tokens) = tensors.get(&format!("{name}.projector.output"))?;
+    let image_id = index["ids"]["image"].as_u64().expect("the image id") as u32;
+    let hidden = model.decoder().config().hidden_size;
+    let mut vectors =
+        model.decoder().embed(input).expect("embeddings").into_data().try_into_vec::<f32>().expect("f32");
+    let mut soft_tokens = soft_tokens.chunks_exact(hidden);
+    let mut images: Vec<std::ops::Range<usize>> = Vec::new();
+    for (row, id) in input.iter().enumerate().filter(|(_, id)| **id == image_id) {
+        assert_eq!(*id, image_id);
+        vectors[row * hidden..(row + 1) * hidden]
+            .copy_from_slice(soft_tokens.next().expect("a soft token for each place"));
+        match images.last_mut() {
+            Some(image) if image.end == row => image.end += 1,
+            _ => images.push(row..row + 1),
+        }
+    }
+    assert!(soft_tokens.next().is_none(), "{name}: soft tokens left over");
+    let vectors = Tensor::from_data(TensorData::new(vectors, [input.len(), hidden]), device);
+    Some(Vectors { vectors, images })
+}
+
+#[test]
+fn given_the_soft_tokens_a_prompt_with_images_equals_the_reference() {
+    for_each_checkpoint(|model, index, tensors, device| {
+        for (name, case) in cases(index) {
+            let input = ids(&case["input_ids"]);
+            let Some(vectors) = segment_of(model, index, name, &input, tensors, device) else {
+                continue;
+            };
+            let mut cache = model.new_cache(&whole(model)).expect("a cache");
+            let rows = model
+                .forward_all(&mut [Segment { input: vectors.input(), cache: &mut cache }])
+                .expect("a forward pass");
+            assert_close(
+                &format!("{name}.logits"),
+                &rows.concat(),
+                &tensors.values(&format!("{name}.logits")),
+                TOLERANCE,
+            );
+        }
+    });
+}
+
+#[test]
+fn greedy_continuations_equal_the_reference() {
+    for_each_checkpoint(|model, index, _, _| {
+        let mut greedy_cases: Vec<&Value> = index["greedy"].as_array().into_iter().flatten().collect();
+        greedy_cases.extend(
+            cases(index).values().filter(|case| !has_images(case) && case.get("output_ids").is_some()),
+        );
+        for case in greedy_cases {
+            let (input, expected) = (ids(&case["input_ids"]), ids(&case["output_ids"]));
+            // The whole prompt at once, and in chunks that do not divide it.
+            for chunk in [whole(model).chunk, 5] {
+                let mut session = session(model, CacheOptions { chunk, ..whole(model) });
+                session.append(&input).expect("a prompt");
+                let mut stream = session.generate(greedy(expected.len(), vec![])).expect("a stream");
+                let tokens: Vec<_> = stream.by_ref().map(|token| token.expect("a token")).collect();
+                assert_eq!(stream.finish_reason(), Some(FinishReason::Length));
+                assert_eq!(tokens.iter().map(|token| token.id).collect::<Vec<_>>(), expected);
+                let logprobs: Vec<f32> = tokens.iter().filter_map(|token| token.logprob).collect();
+                let reference: Vec<f32> = numbers(&case["logprobs"]).into_iter().map(|x| x as f32).collect();
+                assert_close("log-probabilities", &logprobs, &reference, TOLERANCE);
+            }
+            if let Some(stop_id) = case["stop_id"].as_u64() {
+                let mut session = session(model, whole(model));
+                session.append(&input).expect("a prompt");
+                let mut stream =
+                    session.generate(greedy(expected.len(), vec![stop_id as u32])).expect("a stream");
+                let tokens: Vec<u32> = stream.by_ref().map(|token| token.expect("a token").id).collect();
+                assert_eq!(tokens, ids(&case["output_ids_with_stop"]));
+                assert_eq!(stream.finish_reason(), Some(FinishReason::Stop));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_batch_of_unequal_prompts_equals_the_reference() {
+    for_each_checkpoint(|model, index, tensors, _| {
+        let Some(prompts) = index["batch"]["prompts"].as_array() else {
+            return;
+        };
+        let expected: Vec<Vec<u32>> =
+            index["batch"]["output_ids"].as_array().expect("outputs").iter().map(ids).collect();
+        let mut sessions: Vec<Session> = prompts
+            .iter()
+            .map(|prompt| {
+                let mut session = session(model, whole(model));
+                session.append(&ids(prompt)).expect("a prompt");
+                session
+            })
+            .collect();
+        let options: Vec<_> = expected.iter().map(|ids| greedy(ids.len(), vec![])).collect();
+        let mut references: Vec<&mut Session> = sessions.iter_mut().collect();
+        let completions = generate_batch(&mut references, &options, &CancelHandle::new()).expect("a batch");
+        for (completion, expected) in completions.iter().zip(&expected) {
+            assert_eq!(&completion.tokens.iter().map(|token| token.id).collect::<Vec<_>>(), expected);
+        }
+
+        // The logits of the prompts, all in one pass.
+        let prompts: Vec<Vec<u32>> = prompts.iter().map(ids).collect();
+        let mut caches: Vec<_> =
+            prompts.iter().map(|_| model.new_cache(&whole(model)).expect("a cache")).collect();
+        let mut segments: Vec<_> = prompts
+            .iter()
+            .zip(&mut caches)
+            .map(|(prompt, cache)| Segment { input: SegmentInput::Ids(prompt), cache })
+            .collect();
+        let mut rows = model.forward_all(&mut segments).expect("a forward pass").into_iter();
+        for (i, prompt) in prompts.iter().enumerate() {
+            let logits: Vec<f32> = rows.by_ref().take(prompt.len()).flatten().collect();
+            assert_close(
+                &format!("batch.logits_{i}"),
+                &logits,
+                &tensors.values(&format!("batch.logits_{i}")),
+                TOLERANCE,
+            );
+        }
+    });
+}
+
+#[test]
+fn the_prompts_of_the_texts_continue_as_in_the_reference() {
+    for_each_checkpoint(|model, index, _, _| {
+        for case in index["text"].as_array().into_iter().flatten() {
+            let (input, expected) = (ids(&case["input_ids"]), ids(&case["output_ids"]));
+            let mut session = session(model, whole(model));
+            session.append(&input).expect("a prompt");
+            let stream = session.generate(greedy(expected.len(), vec![])).expect("a stream");
+            let found: Vec<u32> = stream.map(|token| token.expect("a token").id).collect();
+            assert_eq!(found, expected, "{}", case["text"]);
+        }
+    });
+}
+
+#[test]
+fn a_gguf_gives_the_logits_of_its_dequantized_weights() {
+    let (Some(path), Some(tensors)) = (golden("tiny-text.gguf"), Tensors::open("tiny-text-gguf.safetensors"))
+    else {
+        return;
+    };
+    let Some(index) = golden_json("tiny-text.json") else {
+        return;
+    };
+    for (device_name, device) in devices() {
+        println!("tiny-text.gguf on {device_name}");
+        let from_file = common::load(&path, &device);
+        compare_gguf(&from_file, &tensors, &index);
+    }
+}
+
+fn compare_gguf(model: &Model, tensors: &Tensors, index: &Value) {
+    for name in tensors.names() {
+        let case = name.strip_suffix(".logits").unwrap_or("long");
+        let input = ids(&index["cases"][case]["input_ids"]);
+        let mut cache = model.new_cache(&whole(model)).expect("a cache");
+        let rows = model
+            .forward_all(&mut [Segment { input: SegmentInput::Ids(&input), cache: &mut cache }])
+            .expect("a forward pass");
+        assert_close(&name, &rows.concat(), &tensors.values(&name), TOLERANCE);
+    }
+}
+
+/// Quantization moves the logits of the tiny model, but by less than half of their spread (2): a tensor
+/// in the wrong place, or a norm with 1 added twice, moves them by several.
+#[test]
+fn a_gguf_and_its_safetensors_agree_within_the_error_of_the_formats() {
+    let (Some(gguf), Some(folder), Some(index)) =
+        (golden("tiny-text.gguf"), golden("tiny-text"), golden_json("tiny-text.json"))
+    else {
+        return;
+    };
+    let (_, device) = devices().swap_remove(0);
+    let logits = |path: &Path| {
+        let model = common::load(path, &device);
+        let input = ids(&index["cases"]["long"]["input_ids"]);
+        let mut cache = model.new_cache(&whole(&model)).expect("a cache");
+        model
+            .forward_all(&mut [Segment { input: SegmentInput::Ids(&input), cache: &mut cache }])
+            .expect("a forward pass")
+            .concat()
+    };
+    let (quantized, full) = (logits(&gguf), logits(&folder));
+    let mean = quantized.iter().zip(&full).map(|(a, b)| (a - b).abs()).sum::<f32>() / full.len() as f32;
+    println!("mean absolute difference {mean}");
+    assert!(mean > 0.0 && mean < 0.5, "mean absolute difference {mean}");
+}

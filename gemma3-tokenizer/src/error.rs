@@ -1,0 +1,170 @@
+//! What can go wrong when a tokenizer is loaded or used. Each variant is one cause.
+
+use std::path::PathBuf;
+
+/// Why a tokenizer could not be loaded, or a text or a list of ids not converted.
+///
+/// Token texts that appear in messages are shortened: a file may hold tokens of any length.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The file could not be read.
+    #[error("cannot read {}: {source}; pass the path of a readable tokenizer.json", path.display())]
+    Read {
+        /// The file asked for.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
+    /// The bytes are not a tokenizer.json: not JSON, truncated, or fields of another shape.
+    #[error(
+        "not a tokenizer.json: {source}; fetch the file again, or convert it with Hugging Face's tokenizers"
+    )]
+    Parse {
+        /// Line, column and what was expected there.
+        source: serde_json::Error,
+    },
+
+    /// The vocabulary is of a kind that Gemma does not use.
+    #[error("unsupported {part} {found:?}: expected {expected}")]
+    Unsupported {
+        /// Which part of the file, such as "model type".
+        part: &'static str,
+        /// What the file says.
+        found: String,
+        /// What this crate reads.
+        expected: &'static str,
+    },
+
+    /// A GGUF vocabulary whose arrays do not belong together.
+    #[error(
+        "the vocabulary has {tokens} tokens, {scores} scores and {token_types} token types: expected one of each per token"
+    )]
+    LengthMismatch {
+        /// Length of `tokenizer.ggml.tokens`.
+        tokens: usize,
+        /// Length of `tokenizer.ggml.scores`.
+        scores: usize,
+        /// Length of `tokenizer.ggml.token_type`.
+        token_types: usize,
+    },
+
+    /// There is no token at all.
+    #[error("the vocabulary is empty: expected at least one token")]
+    EmptyVocabulary,
+
+    /// Two ids have the same text, so encoding would be ambiguous.
+    #[error("token {token:?} is listed twice, as ids {first} and {second}: expected distinct tokens")]
+    DuplicateToken {
+        /// The shortened text.
+        token: String,
+        /// The id seen first.
+        first: u32,
+        /// The id seen next.
+        second: u32,
+    },
+
+    /// Two texts have the same id, so decoding would be ambiguous.
+    #[error("id {id} is given to both {first:?} and {second:?}: expected one token per id")]
+    DuplicateId {
+        /// The id in question.
+        id: u32,
+        /// One of its texts, shortened.
+        first: String,
+        /// The other one.
+        second: String,
+    },
+
+    /// A score that cannot be ranked.
+    #[error("token {id} has the score {score}: expected a finite number")]
+    InvalidScore {
+        /// The token's id.
+        id: u32,
+        /// The score in the file.
+        score: f32,
+    },
+
+    /// A token type that GGUF does not define.
+    #[error("token {id} has the type {found}: expected 1 (normal) to 6 (byte)")]
+    InvalidTokenType {
+        /// The token's id.
+        id: u32,
+        /// The type in the file.
+        found: i32,
+    },
+
+    /// A metadata key names a token that does not exist.
+    #[error("{key} is {id}, but the vocabulary has {vocab_size} tokens: expected an id below that")]
+    IdOutOfRange {
+        /// The metadata key, such as `tokenizer.ggml.bos_token_id`.
+        key: &'static str,
+        /// Its value.
+        id: u32,
+        /// The number of tokens.
+        vocab_size: usize,
+    },
+
+    /// Characters outside the vocabulary would vanish without a trace.
+    #[error(
+        "the vocabulary has neither all 256 byte tokens (<0x00> to <0xFF>) nor an unknown token: \
+         expected one of them, or some characters cannot be encoded"
+    )]
+    NoFallback,
+
+    /// A merge rule that does not fit the vocabulary.
+    #[error(
+        "merge {rank} of {left:?} and {right:?} is not possible: expected both and their concatenation in the vocabulary"
+    )]
+    InvalidMerge {
+        /// The position in the list of merges.
+        rank: usize,
+        /// The left part, shortened.
+        left: String,
+        /// The right part, shortened.
+        right: String,
+    },
+
+    /// The `tokenizers` crate refused a part of the file.
+    #[error("the tokenizer cannot be built: {message}")]
+    Build {
+        /// Its message.
+        message: String,
+    },
+
+    /// The `tokenizers` crate could not encode a text (only custom pipelines can fail).
+    #[error("the text cannot be encoded: {message}")]
+    Encode {
+        /// Its message.
+        message: String,
+    },
+
+    /// The `tokenizers` crate could not decode a list of ids (only custom decoders can fail).
+    #[error("the ids cannot be decoded: {message}")]
+    Decode {
+        /// Its message.
+        message: String,
+    },
+
+    /// A token that the operation needs is not in this vocabulary.
+    #[error("the vocabulary has no token {token:?}: use a tokenizer of an instruction-tuned Gemma 3")]
+    MissingToken {
+        /// Its text.
+        token: String,
+    },
+}
+
+impl TokenizerError {
+    pub(crate) fn build(error: tokenizers::Error) -> Self {
+        Self::Build { message: error.to_string() }
+    }
+}
+
+/// The first characters of a token, for messages.
+pub(crate) fn shorten(token: &str) -> String {
+    const MAX_CHARS: usize = 40;
+    match token.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}…", token.get(..end).unwrap_or_default()),
+        None => token.to_owned(),
+    }
+}

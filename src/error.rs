@@ -1,0 +1,70 @@
+//! The one error type of this crate.
+
+use std::path::PathBuf;
+
+use gemma3_core::cache::CacheError;
+use gemma3_core::checkpoint::CheckpointError;
+use gemma3_core::config::ConfigError;
+use gemma3_core::device::DeviceError;
+use gemma3_core::generate::GenerateError;
+use gemma3_core::model::LoadError;
+use gemma3_tokenizer::{ChatError, TokenizerError};
+
+/// Anything that can go wrong between a path and a text.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// GGUF metadata of the tokenizer has the wrong type.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The device does not exist.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The cache cannot be made.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Generating failed.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// Text and ids cannot be converted.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A conversation is not valid.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The checkpoint comes without a tokenizer.
+    #[error("{} holds no tokenizer: expected `tokenizer.json` in the folder, or a vocabulary in the GGUF file; give one with `Gemma3::from_parts`", path.display())]
+    NoTokenizer {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// The tokenizer has ids that the model lacks.
+    #[error(
+        "the tokenizer has the id {max_id}, but the model's embedding has only {vocab_size} rows: they belong to different models"
+    )]
+    TokenizerMismatch {
+        /// The tokenizer's largest id that text can produce.
+        max_id: u32,
+        /// Rows of the model's embedding.
+        vocab_size: usize,
+    },
+    /// A message with an image was given to a model, or a version, that takes text only.
+    #[error("images are not supported yet: give text parts only")]
+    ImagesUnsupported,
+    /// The conversation does not fit the context.
+    #[error(
+        "the conversation has {tokens} tokens and the context {capacity}; make the context larger, or choose to drop the oldest turns"
+    )]
+    ConversationTooLong {
+        /// Tokens of the conversation with its next turn.
+        tokens: usize,
+        /// The session's capacity.
+        capacity: usize,
+    },
+}

@@ -1,0 +1,237 @@
+//! [`Gemma3`]: a model with its tokenizer.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use gemma3_core::Device;
+use gemma3_core::cache::CacheOptions;
+use gemma3_core::checkpoint::Checkpoint;
+use gemma3_core::generate as core_generate;
+use gemma3_core::generate::{CancelHandle, SessionOptions};
+use gemma3_core::model::{LoadOptions, Model};
+use gemma3_tokenizer::{Bos, Message, Tokenizer};
+
+use crate::chat::{self, ChatBuilder};
+use crate::text::{Generation, TextSession};
+use crate::{Error, GenerateOptions, load};
+
+/// A loaded Gemma 3 with its tokenizer. Cloning shares the weights; it can be used from any number of
+/// threads.
+///
+/// ```no_run
+/// use gemma3::{Device, Gemma3, GenerateOptions};
+///
+/// # fn main() -> Result<(), gemma3::Error> {
+/// let gemma = Gemma3::load("gemma-3-270m", &Device::default())?;
+/// let options = GenerateOptions { max_new_tokens: Some(32), ..gemma.generate_options() };
+/// println!("{}", gemma.generate("The history of bread begins", &options)?.text);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Gemma3 {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    model: Model,
+    tokenizer: Tokenizer,
+    defaults: GenerateOptions,
+    stop_token_ids: Vec<u32>,
+    suppressed_ids: Arc<[u32]>,
+}
+
+impl Gemma3 {
+    /// Loads a Hugging Face folder, a `.safetensors` file beside its `config.json`, or a `.gguf` file.
+    ///
+    /// # Errors
+    ///
+    /// Files that are missing, malformed, of another model, or without a tokenizer.
+    pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self, Error> {
+        Self::load_with(path, device, LoadOptions::default())
+    }
+
+    /// [`load`](Self::load) with options: threads, progress, checks.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Self::load).
+    pub fn load_with(
+        path: impl AsRef<Path>,
+        device: &Device,
+        options: LoadOptions<'_>,
+    ) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let checkpoint = Checkpoint::open(path)?;
+        let tokenizer = load::tokenizer(path, &checkpoint)?;
+        Self::from_parts(&checkpoint, tokenizer, device, options)
+    }
+
+    /// Loads from a checkpoint and a tokenizer that the caller opened, for instance from memory.
+    ///
+    /// # Errors
+    ///
+    /// Weights that cannot be loaded, or a tokenizer with more ids than the model.
+    pub fn from_parts(
+        checkpoint: &Checkpoint,
+        tokenizer: Tokenizer,
+        device: &Device,
+        options: LoadOptions<'_>,
+    ) -> Result<Self, Error> {
+        let vocab_size = checkpoint.config().text.vocab_size;
+        load::check_vocabulary(&tokenizer, vocab_size)?;
+        let model = Model::load(checkpoint, device, options)?;
+        let core = core_generate::GenerateOptions::for_model(model.config(), model.generation_config());
+        let mut stop_token_ids = core.stop_token_ids;
+        if tokenizer.chat_template().is_some() {
+            // The conversions disagree on whether the end of a turn is among the end-of-sequence ids.
+            stop_token_ids.extend(tokenizer.end_of_turn_id().filter(|id| !stop_token_ids.contains(id)));
+        }
+        let defaults = GenerateOptions {
+            sampling: core.sampling,
+            max_new_tokens: core.max_new_tokens,
+            ..GenerateOptions::default()
+        };
+        let suppressed_ids = load::unspeakable_ids(&tokenizer, checkpoint.config());
+        Ok(Self { shared: Arc::new(Shared { model, tokenizer, defaults, stop_token_ids, suppressed_ids }) })
+    }
+
+    /// The decoder, for work on token ids.
+    pub fn model(&self) -> &Model {
+        &self.shared.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.shared.tokenizer
+    }
+
+    /// Whether the checkpoint came with a chat template, as instruction-tuned models do. A base model
+    /// continues text; it has not learned to answer or to end a turn.
+    pub fn is_instruction_tuned(&self) -> bool {
+        self.tokenizer().chat_template().is_some()
+    }
+
+    /// The generation defaults that came with the model.
+    pub fn generate_options(&self) -> GenerateOptions {
+        self.shared.defaults.clone()
+    }
+
+    /// The ids that end a text: those of `config.json` and `generation_config.json`, and for models with
+    /// a chat template `<end_of_turn>`.
+    pub fn stop_token_ids(&self) -> &[u32] {
+        &self.shared.stop_token_ids
+    }
+
+    /// A new text with the default context (8,192 tokens, or the model's if that is less).
+    ///
+    /// # Errors
+    ///
+    /// A cache larger than the memory.
+    pub fn session(&self) -> Result<TextSession, Error> {
+        self.session_with(&SessionOptions::default())
+    }
+
+    /// A new text with the context and chunk given.
+    ///
+    /// # Errors
+    ///
+    /// A context that is zero, beyond the model, or larger than the memory.
+    pub fn session_with(&self, options: &SessionOptions) -> Result<TextSession, Error> {
+        TextSession::new(self, options)
+    }
+
+    /// Continues a text: `<bos>`, the prompt with special tokens read as such (as Hugging Face's `encode`
+    /// does), then up to the end.
+    ///
+    /// # Errors
+    ///
+    /// A prompt longer than the context, or invalid options.
+    pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<Generation, Error> {
+        let mut session = self.session()?;
+        session.append(prompt)?;
+        session.generate(options)
+    }
+
+    /// Continues several texts together, reading the weights once for all at each step. Sequence `i`
+    /// draws the random numbers of sequence `i`.
+    ///
+    /// # Errors
+    ///
+    /// As [`generate`](Self::generate).
+    pub fn generate_batch(
+        &self,
+        prompts: &[&str],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generation>, Error> {
+        let encode = |prompt: &&str| Ok(self.tokenizer().encode(prompt, Bos::Add)?);
+        let prompts: Vec<Vec<u32>> = prompts.iter().map(encode).collect::<Result<_, Error>>()?;
+        self.generate_ids_batch(&prompts, options)
+    }
+
+    /// Answers several conversations together: the counterpart of
+    /// `apply_chat_template(messages, add_generation_prompt=True)` followed by `generate` and
+    /// `batch_decode` of the new tokens.
+    ///
+    /// Text in messages is escaped: a special token written in it stays text.
+    ///
+    /// # Errors
+    ///
+    /// A conversation that the template refuses, or that does not fit the context.
+    pub fn respond(
+        &self,
+        conversations: &[Vec<Message>],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generation>, Error> {
+        let prompts: Vec<Vec<u32>> = conversations
+            .iter()
+            .map(|messages| chat::encode(self.tokenizer(), messages))
+            .collect::<Result<_, Error>>()?;
+        self.generate_ids_batch(&prompts, options)
+    }
+
+    /// Continues several sequences of ids together; nothing is added to them.
+    ///
+    /// # Errors
+    ///
+    /// As [`generate`](Self::generate), and ids that the model does not know.
+    pub fn generate_ids_batch(
+        &self,
+        prompts: &[Vec<u32>],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generation>, Error> {
+        let longest = self.model().decoder().config().max_position_embeddings;
+        let room = options.max_new_tokens.unwrap_or(gemma3_core::cache::DEFAULT_CAPACITY);
+        let mut sessions = Vec::with_capacity(prompts.len());
+        for (sequence, prompt) in (0..).zip(prompts) {
+            // A cache of just the size that this sequence can reach.
+            let capacity = prompt.len().saturating_add(room).clamp(1, longest);
+            let cache = CacheOptions { capacity: Some(capacity), ..CacheOptions::default() };
+            let mut session = self.session_with(&SessionOptions { cache, sequence })?;
+            session.append_ids(prompt)?;
+            sessions.push(session);
+        }
+        crate::text::generate_batch(&mut sessions, options, &CancelHandle::new())
+    }
+
+    /// A conversation.
+    pub fn chat(&self) -> ChatBuilder {
+        ChatBuilder::new(self)
+    }
+
+    /// The core's options for options on text.
+    pub(crate) fn core_options(&self, options: &GenerateOptions) -> core_generate::GenerateOptions {
+        let mut stop_token_ids = options.stop_token_ids.clone();
+        if !options.ignore_eos {
+            stop_token_ids.extend_from_slice(self.stop_token_ids());
+        }
+        core_generate::GenerateOptions {
+            sampling: options.sampling.clone(),
+            max_new_tokens: options.max_new_tokens,
+            stop_token_ids,
+            suppressed_ids: self.shared.suppressed_ids.clone(),
+            logprobs: options.logprobs,
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Google's Gemma 3 as an embeddable library on [burn]: text in, text out, on CPU and GPU.
+//!
+//! # Text
+//!
+//! ```no_run
+//! use gemma3::{Gemma3, GenerateOptions, device};
+//!
+//! # fn main() -> Result<(), gemma3::Error> {
+//! let device = device::open("flex")?; // or "wgpu", "cuda", ... as built in
+//! let gemma = Gemma3::load("gemma-3-270m.gguf", &device)?; // or a Hugging Face folder
+//!
+//! let mut session = gemma.session()?;
+//! session.append("The history of bread begins")?;
+//! let options = GenerateOptions { max_new_tokens: Some(64), ..gemma.generate_options() };
+//! for piece in session.stream(&options)? {
+//!     print!("{}", piece?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Conversations
+//!
+//! [`Gemma3::chat`] keeps history and cache and computes only what is new at each turn;
+//! [`Gemma3::respond`] answers a list of conversations at once. Both write Gemma's turns and keep a user
+//! from writing special tokens.
+//!
+//! # Token ids and tensors
+//!
+//! [`core`] is the decoder by itself (sessions of ids, forward passes with traces, checkpoints), and
+//! [`tokenizer`] the conversion between text and ids. Neither needs the other.
+//!
+//! # Backends
+//!
+//! The cargo features `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `webgpu`, `cuda` and `rocm`
+//! build backends in; [`device::open`] finds one by name at run time.
+//!
+//! # Network
+//!
+//! Nothing here uses the network, unless the feature `hub` is on and its module is called.
+
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+mod chat;
+mod error;
+mod gemma3;
+#[cfg(feature = "hub")]
+pub mod hub;
+mod load;
+mod options;
+mod stop_strings;
+mod text;
+
+pub use chat::{AnswerStream, Chat, ChatBuilder, WhenFull};
+pub use error::Error;
+pub use gemma3::Gemma3;
+pub use load::gguf_vocabulary;
+pub use options::GenerateOptions;
+pub use text::{Generation, Piece, TextSession, TextStream};
+
+pub use gemma3_core as core;
+pub use gemma3_core::cache::CacheOptions;
+pub use gemma3_core::generate::{CancelHandle, FinishReason, ScoredToken, SessionOptions, Token};
+pub use gemma3_core::model::{LoadOptions, LoadProgress};
+pub use gemma3_core::sampling::SamplingOptions;
+pub use gemma3_core::{Device, device};
+pub use gemma3_tokenizer as tokenizer;
+pub use gemma3_tokenizer::{Message, Part, Role, UserText};

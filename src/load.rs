@@ -1,0 +1,65 @@
+//! The tokenizer that belongs to a checkpoint, and what of it the model may say.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use gemma3_core::checkpoint::{Checkpoint, GgufMetadata};
+use gemma3_core::config::ModelConfig;
+use gemma3_tokenizer::{GgufVocabulary, Tokenizer};
+
+use crate::Error;
+
+/// The tokenizer of a GGUF file, or the `tokenizer.json` beside the weights.
+pub(crate) fn tokenizer(path: &Path, checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
+    let folder = if path.is_dir() { Some(path) } else { path.parent() };
+    let file = folder.map(|folder| folder.join("tokenizer.json")).filter(|file| file.is_file());
+    let from_gguf = checkpoint.gguf().map(gguf_vocabulary).transpose()?.flatten();
+    match (from_gguf, file) {
+        (Some(vocabulary), _) => Ok(Tokenizer::from_gguf(vocabulary)?),
+        (None, Some(file)) => Ok(Tokenizer::from_file(file)?),
+        (None, None) => Err(Error::NoTokenizer { path: path.to_owned() }),
+    }
+}
+
+/// The vocabulary inside of a GGUF file; `None` if it holds no tokens.
+///
+/// # Errors
+///
+/// Metadata of the wrong type.
+pub fn gguf_vocabulary(metadata: &GgufMetadata) -> Result<Option<GgufVocabulary>, Error> {
+    let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? else {
+        return Ok(None);
+    };
+    let id = |name: &str| metadata.u32(&format!("tokenizer.ggml.{name}"));
+    Ok(Some(GgufVocabulary {
+        model: metadata.str("tokenizer.ggml.model")?.unwrap_or_default().to_owned(),
+        tokens: tokens.into_iter().map(str::to_owned).collect(),
+        scores: metadata.f32s("tokenizer.ggml.scores")?.unwrap_or_default(),
+        token_types: metadata.i32s("tokenizer.ggml.token_type")?.unwrap_or_default(),
+        bos: id("bos_token_id")?,
+        eos: id("eos_token_id")?,
+        unknown: id("unknown_token_id")?,
+        padding: id("padding_token_id")?,
+        add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(true),
+        chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
+    }))
+}
+
+/// Fails if ordinary text could give an id that the model lacks.
+///
+/// The soft token of images is one id beyond the vocabulary of the text-only models, whose tokenizer
+/// nevertheless has it.
+pub(crate) fn check_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Result<(), Error> {
+    let is_text = |id: &u32| !tokenizer.is_special(*id) && tokenizer.is_known(*id);
+    match (0..=tokenizer.max_id()).rev().find(is_text) {
+        Some(max_id) if max_id as usize >= vocab_size => Err(Error::TokenizerMismatch { max_id, vocab_size }),
+        _ => Ok(()),
+    }
+}
+
+/// The ids that must never be generated: rows of the embedding that have no token, and the soft token of
+/// images, which stands for a vector.
+pub(crate) fn unspeakable_ids(tokenizer: &Tokenizer, config: &ModelConfig) -> Arc<[u32]> {
+    let image = config.image_tokens.as_ref().map(|ids| ids.image);
+    (0..config.text.vocab_size as u32).filter(|id| !tokenizer.is_known(*id) || Some(*id) == image).collect()
+}
