@@ -1,4 +1,5 @@
 //! What the examples share: their arguments, obtaining and loading a model, and measuring.
+#![allow(dead_code, unused_imports)] // Each example uses a part.
 
 mod arguments;
 mod measure;

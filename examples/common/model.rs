@@ -14,7 +14,6 @@ use super::ModelArguments;
 pub struct Loaded {
     pub gemma: Gemma3,
     /// Where it came from.
-    #[allow(dead_code)] // Not every example prints it.
     pub path: PathBuf,
     /// Seconds from the file to the device, without a download.
     pub load_s: f64,

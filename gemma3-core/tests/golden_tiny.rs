@@ -6,16 +6,15 @@
 
 mod common;
 
-use std::path::Path;
-
 use burn::tensor::{Tensor, TensorData};
 use common::{Tensors, assert_close, devices, golden, golden_json, ids, numbers};
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
+use gemma3_core::checkpoint::Checkpoint;
 use gemma3_core::generate::{
     CancelHandle, FinishReason, GenerateOptions, Session, SessionOptions, generate_batch,
 };
-use gemma3_core::model::{Activation, Logits, Model, Segment, SegmentInput, Trace};
+use gemma3_core::model::{Activation, LoadOptions, Logits, Model, Segment, SegmentInput, Trace};
 use gemma3_core::sampling::SamplingOptions;
 use serde_json::{Map, Value};
 
@@ -298,55 +297,55 @@ fn the_prompts_of_the_texts_continue_as_in_the_reference() {
     });
 }
 
+/// The tiny GGUF on a device. GGUF metadata has no key for `query_pre_attn_scalar` (nor for the layer
+/// pattern), which in the tiny model is not what its sizes would imply, so the folder's config is used.
+fn load_tiny_gguf(device: &Device) -> Option<Model> {
+    let (gguf, folder) = (golden("tiny-text.gguf")?, golden("tiny-text")?);
+    let config = Checkpoint::open(folder).expect("the folder").config().text.clone();
+    let checkpoint = Checkpoint::open(gguf).expect("the GGUF").with_text_config(config).expect("one shape");
+    Some(Model::load(&checkpoint, device, LoadOptions::default()).expect("the GGUF"))
+}
+
 #[test]
 fn a_gguf_gives_the_logits_of_its_dequantized_weights() {
-    let (Some(path), Some(tensors)) = (golden("tiny-text.gguf"), Tensors::open("tiny-text-gguf.safetensors"))
+    let (Some(tensors), Some(index)) =
+        (Tensors::open("tiny-text-gguf.safetensors"), golden_json("tiny-text.json"))
     else {
-        return;
-    };
-    let Some(index) = golden_json("tiny-text.json") else {
         return;
     };
     for (device_name, device) in devices() {
         println!("tiny-text.gguf on {device_name}");
-        let from_file = common::load(&path, &device);
-        compare_gguf(&from_file, &tensors, &index);
+        let Some(model) = load_tiny_gguf(&device) else { return };
+        for name in tensors.names() {
+            let case = name.strip_suffix(".logits").unwrap_or(&name);
+            let logits = logits(&model, &ids(&index["cases"][case]["input_ids"]));
+            assert_close(&name, &logits, &tensors.values(&name), TOLERANCE);
+        }
     }
 }
 
-fn compare_gguf(model: &Model, tensors: &Tensors, index: &Value) {
-    for name in tensors.names() {
-        let case = name.strip_suffix(".logits").unwrap_or("long");
-        let input = ids(&index["cases"][case]["input_ids"]);
-        let mut cache = model.new_cache(&whole(model)).expect("a cache");
-        let rows = model
-            .forward_all(&mut [Segment { input: SegmentInput::Ids(&input), cache: &mut cache }])
-            .expect("a forward pass");
-        assert_close(&name, &rows.concat(), &tensors.values(&name), TOLERANCE);
-    }
-}
-
-/// Quantization moves the logits of the tiny model, but by less than half of their spread (2): a tensor
-/// in the wrong place, or a norm with 1 added twice, moves them by several.
+/// Quantization to 4 and 5 bits moves the logits of a model as small as this a good deal; unrelated logits
+/// would differ by 1.4 times their size.
 #[test]
 fn a_gguf_and_its_safetensors_agree_within_the_error_of_the_formats() {
-    let (Some(gguf), Some(folder), Some(index)) =
-        (golden("tiny-text.gguf"), golden("tiny-text"), golden_json("tiny-text.json"))
-    else {
-        return;
-    };
+    let (Some(folder), Some(index)) = (golden("tiny-text"), golden_json("tiny-text.json")) else { return };
     let (_, device) = devices().swap_remove(0);
-    let logits = |path: &Path| {
-        let model = common::load(path, &device);
-        let input = ids(&index["cases"]["long"]["input_ids"]);
-        let mut cache = model.new_cache(&whole(&model)).expect("a cache");
-        model
-            .forward_all(&mut [Segment { input: SegmentInput::Ids(&input), cache: &mut cache }])
-            .expect("a forward pass")
-            .concat()
-    };
-    let (quantized, full) = (logits(&gguf), logits(&folder));
-    let mean = quantized.iter().zip(&full).map(|(a, b)| (a - b).abs()).sum::<f32>() / full.len() as f32;
-    println!("mean absolute difference {mean}");
-    assert!(mean > 0.0 && mean < 0.5, "mean absolute difference {mean}");
+    let Some(quantized_model) = load_tiny_gguf(&device) else { return };
+    let full_model = common::load(&folder, &device);
+    let (mut quantized, mut full) = (Vec::new(), Vec::new());
+    for case in cases(&index).values() {
+        let input = ids(&case["input_ids"]);
+        quantized.extend(logits(&quantized_model, &input));
+        full.extend(logits(&full_model, &input));
+    }
+    let difference: f32 = quantized.iter().zip(&full).map(|(a, b)| (a - b).abs()).sum();
+    let size: f32 = full.iter().map(|x| x.abs()).sum();
+    println!("the difference is {} of the size", difference / size);
+    assert!(difference > 0.0 && difference < 0.5 * size);
+}
+
+fn logits(model: &Model, input: &[u32]) -> Vec<f32> {
+    let mut cache = model.new_cache(&whole(model)).expect("a cache");
+    let segment = Segment { input: SegmentInput::Ids(input), cache: &mut cache };
+    model.forward_all(&mut [segment]).expect("a forward pass").concat()
 }
