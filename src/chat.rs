@@ -25,8 +25,9 @@ pub enum WhenFull {
     /// [`ContextFull`](gemma3_core::generate::FinishReason::ContextFull) where the room ends.
     #[default]
     Stop,
-    /// The oldest turns are forgotten, question and answer together, until at least a quarter of the
-    /// context is free for the answer; the system prompt stays. What remains is computed again.
+    /// When less than a quarter of the context (or `max_new_tokens`, if that is less) would be left for the
+    /// answer, the oldest turns are forgotten, question and answer together, until a quarter is free; the
+    /// system prompt stays. What remains is computed again.
     DropOldest,
 }
 
@@ -215,8 +216,10 @@ impl Chat {
         };
         let capacity = self.session.capacity();
         let tokens = self.session.len() + new_ids.len();
-        // An answer needs room for at least one token.
-        if tokens < capacity {
+        // An answer needs room for at least one token, and should have more.
+        let is_tight =
+            self.when_full == WhenFull::DropOldest && tokens + self.room_for_an_answer() > capacity;
+        if tokens < capacity && !is_tight {
             self.session.append(&new_ids)?;
         } else if self.when_full == WhenFull::DropOldest {
             self.restart_with(&question)?;
@@ -225,6 +228,12 @@ impl Chat {
         }
         self.turns.push(question);
         Ok(())
+    }
+
+    /// Tokens that an answer should have: a quarter of the context, or what it is limited to.
+    fn room_for_an_answer(&self) -> usize {
+        let quarter = self.session.capacity().div_ceil(4);
+        self.options.max_new_tokens.map_or(quarter, |limit| limit.min(quarter))
     }
 
     /// Starts the session anew with as many of the latest turns as leave a quarter of the context free.

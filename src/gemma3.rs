@@ -37,6 +37,7 @@ pub struct Gemma3 {
 struct Shared {
     model: Model,
     tokenizer: Tokenizer,
+    chat_template: Option<String>,
     defaults: GenerateOptions,
     stop_token_ids: Vec<u32>,
     suppressed_ids: Arc<[u32]>,
@@ -65,7 +66,9 @@ impl Gemma3 {
         let path = path.as_ref();
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = load::tokenizer(path, &checkpoint)?;
-        Self::from_parts(&checkpoint, tokenizer, device, options)
+        let chat_template =
+            load::chat_template(path).or_else(|| tokenizer.chat_template().map(str::to_owned));
+        Self::assemble(&checkpoint, tokenizer, chat_template, device, options)
     }
 
     /// Loads from a checkpoint and a tokenizer that the caller opened, for instance from memory.
@@ -79,12 +82,23 @@ impl Gemma3 {
         device: &Device,
         options: LoadOptions<'_>,
     ) -> Result<Self, Error> {
+        let chat_template = tokenizer.chat_template().map(str::to_owned);
+        Self::assemble(checkpoint, tokenizer, chat_template, device, options)
+    }
+
+    fn assemble(
+        checkpoint: &Checkpoint,
+        tokenizer: Tokenizer,
+        chat_template: Option<String>,
+        device: &Device,
+        options: LoadOptions<'_>,
+    ) -> Result<Self, Error> {
         let vocab_size = checkpoint.config().text.vocab_size;
         load::check_vocabulary(&tokenizer, vocab_size)?;
         let model = Model::load(checkpoint, device, options)?;
         let core = core_generate::GenerateOptions::for_model(model.config(), model.generation_config());
         let mut stop_token_ids = core.stop_token_ids;
-        if tokenizer.chat_template().is_some() {
+        if chat_template.is_some() {
             // The conversions disagree on whether the end of a turn is among the end-of-sequence ids.
             stop_token_ids.extend(tokenizer.end_of_turn_id().filter(|id| !stop_token_ids.contains(id)));
         }
@@ -94,7 +108,16 @@ impl Gemma3 {
             ..GenerateOptions::default()
         };
         let suppressed_ids = load::unspeakable_ids(&tokenizer, checkpoint.config());
-        Ok(Self { shared: Arc::new(Shared { model, tokenizer, defaults, stop_token_ids, suppressed_ids }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                model,
+                tokenizer,
+                chat_template,
+                defaults,
+                stop_token_ids,
+                suppressed_ids,
+            }),
+        })
     }
 
     /// The decoder, for work on token ids.
@@ -110,7 +133,14 @@ impl Gemma3 {
     /// Whether the checkpoint came with a chat template, as instruction-tuned models do. A base model
     /// continues text; it has not learned to answer or to end a turn.
     pub fn is_instruction_tuned(&self) -> bool {
-        self.tokenizer().chat_template().is_some()
+        self.chat_template().is_some()
+    }
+
+    /// The Jinja template that came with the checkpoint. Conversations are written by
+    /// [`ChatTemplate`](gemma3_tokenizer::ChatTemplate), which equals Gemma's own; another one can be
+    /// rendered with the feature `jinja`.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.shared.chat_template.as_deref()
     }
 
     /// The generation defaults that came with the model.

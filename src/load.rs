@@ -21,6 +21,19 @@ pub(crate) fn tokenizer(path: &Path, checkpoint: &Checkpoint) -> Result<Tokenize
     }
 }
 
+/// The chat template beside the weights of a folder, in the three places where it has been put.
+pub(crate) fn chat_template(path: &Path) -> Option<String> {
+    let folder = if path.is_dir() { path } else { path.parent()? };
+    if let Ok(template) = std::fs::read_to_string(folder.join("chat_template.jinja")) {
+        return Some(template);
+    }
+    ["tokenizer_config.json", "chat_template.json"].into_iter().find_map(|name| {
+        let text = std::fs::read_to_string(folder.join(name)).ok()?;
+        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+        json.get("chat_template")?.as_str().map(str::to_owned)
+    })
+}
+
 /// The vocabulary inside of a GGUF file; `None` if it holds no tokens.
 ///
 /// # Errors

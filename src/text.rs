@@ -175,6 +175,15 @@ impl<'a> TextStream<'a> {
         self.prompt_tokens
     }
 
+    /// The text that was held back, at the end; it may hold a stop string.
+    fn finish(&mut self) -> Result<String, Error> {
+        let (text, stopped) = self.decoder.finish()?;
+        if stopped {
+            self.tokens.finish_with(FinishReason::Stop);
+        }
+        Ok(text)
+    }
+
     /// Runs to the end.
     ///
     /// # Errors
@@ -209,8 +218,7 @@ impl Iterator for TextStream<'_> {
             None => {
                 // Cancelled, or no room from the start: what was held back is all that is left.
                 self.done = true;
-                let rest = self.decoder.finish();
-                return match rest {
+                return match self.finish() {
                     Ok(text) if text.is_empty() => None,
                     rest => Some(rest.map(|text| Piece { text, token: None })),
                 };
@@ -222,7 +230,7 @@ impl Iterator for TextStream<'_> {
             self.done = true;
         } else if self.tokens.finish_reason().is_some() {
             self.done = true;
-            match self.decoder.finish() {
+            match self.finish() {
                 Ok(rest) => text += &rest,
                 Err(error) => return Some(Err(error)),
             }
@@ -252,12 +260,12 @@ impl TextDecoder {
         }
     }
 
-    /// What was held back.
-    fn finish(&mut self) -> Result<String, Error> {
+    /// What was held back, and whether a stop string came up in it.
+    fn finish(&mut self) -> Result<(String, bool), Error> {
         let last = self.decoder.finish()?;
         Ok(match self.stops.push(&last) {
-            Scan::Text(text) => text + &self.stops.finish(),
-            Scan::Stop(text) => text,
+            Scan::Text(text) => (text + &self.stops.finish(), false),
+            Scan::Stop(text) => (text, true),
         })
     }
 }
@@ -288,10 +296,14 @@ pub(crate) fn generate_batch(
     for ((completion, (mut decoder, mut text)), prompt_tokens) in
         completions.into_iter().zip(decoders).zip(prompt_tokens)
     {
-        if !completion.stopped_by_caller {
-            text += &decoder.finish()?;
+        let core_generate::Completion { tokens, mut finish_reason, stopped_by_caller } = completion;
+        if !stopped_by_caller {
+            let (rest, stopped) = decoder.finish()?;
+            text += &rest;
+            if stopped {
+                finish_reason = FinishReason::Stop;
+            }
         }
-        let core_generate::Completion { tokens, finish_reason, .. } = completion;
         generations.push(Generation { text, tokens, prompt_tokens, finish_reason });
     }
     Ok(generations)

@@ -115,11 +115,12 @@ fn the_same_seed_gives_the_same_text_and_another_seed_another() {
 #[test]
 fn logprobs_are_reported_when_asked_for() {
     let Some(gemma) = tiny() else { return };
-    let options = GenerateOptions { logprobs: Some(3), ..greedy(5) };
+    let options = GenerateOptions { logprobs: Some(20), ..greedy(5) };
     for token in gemma.generate("the", &options).expect("a text").tokens {
-        assert_eq!(token.top_logprobs.len(), 3);
-        assert_eq!(token.top_logprobs[0].id, token.id, "greedy takes the most probable");
-        assert_eq!(token.logprob, Some(token.top_logprobs[0].logprob));
+        assert_eq!(token.top_logprobs.len(), 20);
+        // The most probable id that is a token: the model has rows without one.
+        let best = token.top_logprobs.iter().find(|top| gemma.tokenizer().is_known(top.id));
+        assert_eq!(best.map(|best| (best.id, Some(best.logprob))), Some((token.id, token.logprob)));
     }
 }
 
@@ -142,8 +143,13 @@ fn conversations_are_answered_as_the_template_writes_them() {
 #[test]
 fn a_chat_computes_only_what_is_new_and_equals_a_fresh_conversation() {
     let Some(gemma) = tiny() else { return };
-    let mut chat =
-        gemma.chat().system("Be brief.").options(greedy(9)).session(context(300)).start().expect("a chat");
+    let mut chat = gemma
+        .chat()
+        .system("Be brief.")
+        .options(GenerateOptions { ignore_eos: false, ..greedy(9) })
+        .session(context(300))
+        .start()
+        .expect("a chat");
     for question in ["the inn?", "to  the\n\ninn", "and then"] {
         let before = chat.tokens().ids().to_vec();
         let computed_before = chat.tokens().computed();
@@ -154,14 +160,16 @@ fn a_chat_computes_only_what_is_new_and_equals_a_fresh_conversation() {
         let answer = stream.into_generation().expect("an answer");
         let after = chat.tokens().ids();
         assert_eq!(after[..before.len()], before, "the past is kept");
-        // Computed since: what was new, and the answer but for its last token.
         let new = after.len() - before.len() - answer.tokens.len();
         assert!(new < 60, "a turn of {new} tokens");
-        assert_eq!(chat.tokens().computed() - computed_before, before.len() - computed_before + new + 8);
+        // Computed since: what was pending, what was new, and the answer but for its last token.
+        let computed = before.len() - computed_before + new + answer.tokens.len() - 1;
+        assert_eq!(chat.tokens().computed() - computed_before, computed);
 
         // The same tokens from a session that starts anew.
         let prompt = after[..after.len() - answer.tokens.len()].to_vec();
-        let fresh = gemma.generate_ids_batch(&[prompt], &greedy(9)).expect("a text");
+        let options = GenerateOptions { ignore_eos: false, ..greedy(9) };
+        let fresh = gemma.generate_ids_batch(&[prompt], &options).expect("a text");
         assert_eq!(fresh[0].text, answer.text);
     }
     let texts = chat.messages().count();
@@ -208,7 +216,7 @@ fn a_full_context_stops_a_chat_or_drops_the_oldest_turns() {
     let mut dropping = start(WhenFull::DropOldest);
     for _ in 0..20 {
         let answer = dropping.answer("to the inn").expect("an answer");
-        assert_eq!(answer.tokens.len(), 20, "there is room for an answer");
+        assert_ne!(answer.finish_reason, FinishReason::ContextFull, "there is room for an answer");
         assert!(dropping.tokens().len() <= 150);
     }
     let messages: Vec<&Message> = dropping.messages().collect();
@@ -263,8 +271,15 @@ fn a_checkpoint_without_a_tokenizer_or_with_another_models_is_an_error() {
     let copy = alone.path().join("tiny.gguf");
     std::fs::copy(gguf, &copy).expect("a copy");
     assert!(matches!(Gemma3::load(&copy, &device), Err(Error::NoTokenizer { .. })));
-    // tiny-multimodal's tokenizer has more ids than tiny-text has rows.
-    std::fs::copy(folder.join("tokenizer.json"), alone.path().join("tokenizer.json")).expect("a copy");
+    // A word beyond the model's rows.
+    let text = std::fs::read_to_string(folder.join("tokenizer.json")).expect("a tokenizer");
+    let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let word = serde_json::json!({
+        "id": 5000, "content": "beyond", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": false
+    });
+    json["added_tokens"].as_array_mut().expect("a list").push(word);
+    std::fs::write(alone.path().join("tokenizer.json"), json.to_string()).expect("a file");
     assert!(matches!(Gemma3::load(&copy, &device), Err(Error::TokenizerMismatch { .. })));
 }
 

