@@ -77,8 +77,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Outcome {
     let device = device::open(&arguments.device)?;
     let checkpoint = checkpoint(arguments)?;
-    let mut options = LoadOptions::default();
-    options.threads = arguments.threads;
+    let options = LoadOptions { threads: arguments.threads, ..LoadOptions::default() };
     let model = Model::load(&checkpoint, &device, options)?;
     let name = match &arguments.model {
         Some(model) => model.clone(),

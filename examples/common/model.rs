@@ -31,9 +31,8 @@ pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
         bar.set_length(p.total_bytes);
         bar.set_position(p.loaded_bytes);
     };
-    let mut options = LoadOptions::default();
-    options.threads = arguments.threads;
-    options.progress = Some(&mut progress);
+    let options =
+        LoadOptions { threads: arguments.threads, progress: Some(&mut progress), ..LoadOptions::default() };
     let gemma = Gemma3::load_with(&path, &device, options)?;
     let load_s = start.elapsed().as_secs_f64();
     bar.finish_and_clear();

@@ -131,6 +131,12 @@ impl Model {
         self.shared.threads.count()
     }
 
+    /// Runs `f` where this model computes: on its thread pool for CPU devices, else on the caller's thread.
+    /// For callers that add tensor operations of their own around [`forward`](Self::forward).
+    pub fn on_threads<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        self.shared.threads.run(f)
+    }
+
     /// A new, empty cache for one sequence.
     ///
     /// # Errors

@@ -15,7 +15,6 @@ use crate::matrix::{self, Matrix, blocks::BlockError};
 
 /// How to load a model.
 #[derive(Default)]
-#[non_exhaustive]
 pub struct LoadOptions<'a> {
     /// CPU threads to compute with, on a pool that the model owns. `None`: as many as the process may
     /// use. Has no effect on devices that are not CPUs.
