@@ -4,7 +4,7 @@
 use gemma3_core::generate::{CancelHandle, FinishReason, GenerateError, Session, SessionOptions};
 use gemma3_tokenizer::{Answer, ChatTemplate, Message, Part, Role, Tokenizer, UserText};
 
-use crate::text::{Generation, Piece, TextStream};
+use crate::text::{Generation, Piece, TextStream, collect};
 use crate::{Error, Gemma3, GenerateOptions};
 
 /// The ids of a conversation up to where the model answers. Special tokens in its texts stay text.
@@ -301,13 +301,7 @@ impl AnswerStream<'_> {
     ///
     /// Whatever ends the answer with an error.
     pub fn into_generation(mut self) -> Result<Generation, Error> {
-        let mut text = String::new();
-        let mut tokens = Vec::new();
-        for piece in self.by_ref() {
-            let piece = piece?;
-            text += &piece.text;
-            tokens.extend(piece.token);
-        }
+        let (text, tokens) = collect(self.by_ref())?;
         let finish_reason = self.finish_reason().unwrap_or(FinishReason::Cancelled);
         Ok(Generation { text, tokens, prompt_tokens: self.stream.prompt_tokens(), finish_reason })
     }

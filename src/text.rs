@@ -190,13 +190,7 @@ impl<'a> TextStream<'a> {
     ///
     /// Whatever ends the stream with an error.
     pub fn into_generation(mut self) -> Result<Generation, Error> {
-        let mut text = String::new();
-        let mut tokens = Vec::new();
-        for piece in self.by_ref() {
-            let piece = piece?;
-            text += &piece.text;
-            tokens.extend(piece.token);
-        }
+        let (text, tokens) = collect(self.by_ref())?;
         let finish_reason = self.finish_reason().unwrap_or(FinishReason::Cancelled);
         Ok(Generation { text, tokens, prompt_tokens: self.prompt_tokens, finish_reason })
     }
@@ -237,6 +231,19 @@ impl Iterator for TextStream<'_> {
         }
         Some(Ok(Piece { text, token: Some(token) }))
     }
+}
+
+/// The text and the tokens of a stream that runs to its end.
+pub(crate) fn collect(
+    pieces: impl Iterator<Item = Result<Piece, Error>>,
+) -> Result<(String, Vec<Token>), Error> {
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    for piece in pieces {
+        let piece = piece?;
+        text += &piece.text;
+        tokens.extend(piece.token);
+    }
+    Ok((text, tokens))
 }
 
 /// From token ids to text that can be shown.

@@ -21,7 +21,7 @@ fn with_value(folder: &Path, value: [u8; 2], index: usize) -> Checkpoint {
     let at = 8 + header + info.data_offsets.0 + 2 * index;
     bytes[at..at + 2].copy_from_slice(&value);
     let config = std::fs::read_to_string(folder.join("config.json")).expect("a config");
-    Checkpoint::from_safetensors_bytes(&config, None, vec![bytes.into()]).expect("a checkpoint in memory")
+    Checkpoint::from_safetensors_bytes(&config, None, vec![bytes]).expect("a checkpoint in memory")
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_model_in_memory_equals_the_one_on_disk() {
     let pairs = [
         (
             Checkpoint::open(&folder).expect("on disk"),
-            Checkpoint::from_safetensors_bytes(&config, None, vec![weights.into()]).expect("in memory"),
+            Checkpoint::from_safetensors_bytes(&config, None, vec![weights]).expect("in memory"),
         ),
         (
             Checkpoint::open(&gguf).expect("on disk"),
