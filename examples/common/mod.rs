@@ -9,6 +9,11 @@ pub use arguments::{ModelArguments, SamplingArguments, parse_ids};
 pub use measure::peak_rss_bytes;
 pub use model::{Loaded, load};
 
+/// burn allocates a tensor for every operation. An allocator that keeps the pages of what is freed spares
+/// the system from clearing them each time: on Linux with glibc a third of a CPU prefill.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What an example returns from `main`: any error, printed as text.
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
 

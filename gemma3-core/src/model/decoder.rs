@@ -40,6 +40,8 @@ pub struct Segment<'a> {
 }
 
 /// Tokens as ids, or as the vectors that stand for them.
+// A segment lives for one call, so the size of a tensor handle does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum SegmentInput<'a> {
     /// Token ids.

@@ -101,7 +101,7 @@ mod tests {
         );
         // The window cuts the past of a query, also inside its image.
         assert_eq!(
-            visible(LayerType::SlidingAttention, 0..4, 2, &[1..4]),
+            visible(LayerType::SlidingAttention, 0..4, 2, std::slice::from_ref(&(1..4))),
             [vec![0], vec![0, 1, 2, 3], vec![1, 2, 3], vec![2, 3]]
         );
     }

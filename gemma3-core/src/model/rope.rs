@@ -7,6 +7,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::{LayerType, TextConfig};
+use crate::ops;
 
 /// The frequencies of one layer type.
 #[derive(Debug, Clone)]
@@ -83,12 +84,6 @@ impl RotaryEmbedding {
 impl Rotation {
     /// Turns `x` \[tokens, heads, head_dim\].
     pub(super) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
-        let half = x.dims()[2] / 2;
-        let first = x.clone().narrow(2, 0, half);
-        let second = x.narrow(2, half, half);
-        let (cos, sin) = (&self.cos, &self.sin);
-        let turned_first = first.clone() * cos.clone() - second.clone() * sin.clone();
-        let turned_second = second * cos.clone() + first * sin.clone();
-        Tensor::cat(vec![turned_first, turned_second], 2)
+        ops::rotate(x, &self.cos, &self.sin)
     }
 }

@@ -20,4 +20,7 @@ pub trait DecoderOps: Backend {
 
     /// `gelu_tanh(gate) * up`, both \[rows, width\].
     fn gelu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Rotary embedding of `x` \[tokens, heads, head_dim\] by `cos` and `sin` \[tokens, 1, head_dim / 2\].
+    fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;
 }

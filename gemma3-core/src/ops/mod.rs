@@ -72,5 +72,18 @@ pub fn gelu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     portable::gelu_mul(gate, up)
 }
 
+/// Turns each head's vector of `x` \[tokens, heads, head_dim\] by the angles of its token, given as `cos`
+/// and `sin` \[tokens, 1, head_dim / 2\].
+///
+/// Definition: [`portable::rotate`].
+pub fn rotate(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if is_accelerated(&x) && is_accelerated(cos) && is_accelerated(sin) {
+        let (cos, sin) = (cos.clone().into_dispatch(), sin.clone().into_dispatch());
+        return Tensor::from_dispatch(<Dispatch as DecoderOps>::rotate(x.into_dispatch(), cos, sin));
+    }
+    portable::rotate(x, cos, sin)
+}
+
 #[cfg(all(test, feature = "flex"))]
 mod tests;

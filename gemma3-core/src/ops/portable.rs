@@ -22,3 +22,16 @@ pub fn rms_norm(x: Tensor<2>, scale: &Tensor<1>, eps: f64) -> Tensor<2> {
 pub fn gelu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
     activation::gelu_approximate(gate) * up
 }
+
+/// Half-rotation of the last axis of `x` \[tokens, heads, head_dim\]: for `j < head_dim / 2`,
+/// `out[j] = x[j] cos[j] - x[j + head_dim/2] sin[j]` and
+/// `out[j + head_dim/2] = x[j + head_dim/2] cos[j] + x[j] sin[j]`, with `cos` and `sin`
+/// \[tokens, 1, head_dim / 2\].
+pub fn rotate(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
+    let half = x.dims()[2] / 2;
+    let first = x.clone().narrow(2, 0, half);
+    let second = x.narrow(2, half, half);
+    let turned_first = first.clone() * cos.clone() - second.clone() * sin.clone();
+    let turned_second = second * cos.clone() + first * sin.clone();
+    Tensor::cat(vec![turned_first, turned_second], 2)
+}

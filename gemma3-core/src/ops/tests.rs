@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 
-use super::{gelu_mul, linear, portable, rms_norm};
+use super::{gelu_mul, linear, portable, rms_norm, rotate};
 
 fn random<const D: usize>(shape: [usize; D], scale: f64, device: &Device) -> Tensor<D> {
     Tensor::random(shape, Distribution::Uniform(-scale, scale), device)
@@ -85,4 +85,18 @@ fn the_gated_activation_equals_its_portable_definition() {
     let (gate, up) = (random([9, 1000], 6.0, &device), random([9, 1000], 2.0, &device));
     let difference = max_difference(gelu_mul(gate.clone(), up.clone()), portable::gelu_mul(gate, up));
     assert!(difference <= 1e-5, "{difference:e}");
+}
+
+#[test]
+fn a_rotation_equals_its_definition() {
+    let device = Device::flex();
+    for [tokens, heads, head_dim] in [[1, 1, 2], [1, 4, 256], [7, 3, 16], [300, 4, 64]] {
+        let x: Tensor<3> = random([tokens, heads, head_dim], 3.0, &device);
+        let angles: Tensor<3> = random([tokens, 1, head_dim / 2], 3.0, &device);
+        let (cos, sin) = (angles.clone().cos(), angles.sin());
+        let difference = rotate(x.clone(), &cos, &sin) - portable::rotate(x, &cos, &sin);
+        let difference: f32 = difference.abs().max().into_scalar();
+        // Two products below 3 and a sum: an ulp or two of 6, should one side be compiled with FMA.
+        assert!(difference <= 12.0 * f32::EPSILON, "{difference:e}");
+    }
 }

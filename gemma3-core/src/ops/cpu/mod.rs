@@ -7,6 +7,7 @@
 mod gelu_mul;
 mod matvec;
 mod rms_norm;
+mod rotate;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Shape};
@@ -37,6 +38,15 @@ impl DecoderOps for Flex {
         let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
         let mut out = zeros(rows, width);
         gelu_mul::gelu_mul(values(&gate), values(&up), out.storage_mut());
+        out
+    }
+
+    fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        let shape = x.layout().shape().clone();
+        let (heads, head_dim) = (shape[1], shape[2]);
+        let (x, cos, sin) = (x.to_contiguous(), cos.to_contiguous(), sin.to_contiguous());
+        let mut out = FlexTensor::zeros(shape, DType::F32);
+        rotate::rotate(values(&x), values(&cos), values(&sin), out.storage_mut(), heads, head_dim);
         out
     }
 }
