@@ -1,4 +1,4 @@
-//! Google's Gemma 3 as an embeddable library on [burn]: text in, text out, on CPU and GPU.
+//! Google's Gemma 3 as an embeddable library on [burn](https://burn.dev): text in, text out, on CPU and GPU.
 //!
 //! # Text
 //!
@@ -67,3 +67,8 @@ pub use gemma3_core::sampling::SamplingOptions;
 pub use gemma3_core::{Device, device};
 pub use gemma3_tokenizer as tokenizer;
 pub use gemma3_tokenizer::{Message, Part, Role, UserText};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,8 +3,8 @@
 //! The functions of this module are what the model calls. Each takes and returns ordinary
 //! [`Tensor`]s, and each has a plain definition in [`portable`] that is its documentation, its
 //! fallback on every device, and the oracle of its tests. A faster implementation enters through the
-//! trait [`DecoderOps`](extension::DecoderOps), burn's seam for operations of one backend; which
-//! devices have one is decided here, in [`is_accelerated`], so that a tensor on any other device
+//! trait `DecoderOps` (module `extension`), burn's seam for operations of one backend; which
+//! devices have one is decided here, in `is_accelerated`, so that a tensor on any other device
 //! (also one that a host enabled without telling us) takes the portable path.
 
 use burn::tensor::Tensor;
