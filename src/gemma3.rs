@@ -256,11 +256,17 @@ impl Gemma3 {
         if !options.ignore_eos {
             stop_token_ids.extend_from_slice(self.stop_token_ids());
         }
+        // Greedy is the reference's argmax, to be comparable with it: a trained model does not rate a row
+        // without a token highest. Drawing can hit any row that is not excluded.
+        let suppressed_ids = match options.sampling.is_greedy() {
+            true => Arc::from([]),
+            false => self.shared.suppressed_ids.clone(),
+        };
         core_generate::GenerateOptions {
             sampling: options.sampling.clone(),
             max_new_tokens: options.max_new_tokens,
             stop_token_ids,
-            suppressed_ids: self.shared.suppressed_ids.clone(),
+            suppressed_ids,
             logprobs: options.logprobs,
         }
     }

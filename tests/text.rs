@@ -118,9 +118,8 @@ fn logprobs_are_reported_when_asked_for() {
     let options = GenerateOptions { logprobs: Some(20), ..greedy(5) };
     for token in gemma.generate("the", &options).expect("a text").tokens {
         assert_eq!(token.top_logprobs.len(), 20);
-        // The most probable id that is a token: the model has rows without one.
-        let best = token.top_logprobs.iter().find(|top| gemma.tokenizer().is_known(top.id));
-        assert_eq!(best.map(|best| (best.id, Some(best.logprob))), Some((token.id, token.logprob)));
+        assert_eq!(token.top_logprobs[0].id, token.id, "greedy takes the most probable");
+        assert_eq!(token.logprob, Some(token.top_logprobs[0].logprob));
     }
 }
 
@@ -293,4 +292,16 @@ fn special_tokens_of_a_prompt_are_read_and_bos_comes_once() {
     assert_eq!(session.tokens().ids().iter().filter(|id| **id == bos).count(), 1);
     assert_eq!(session.tokens().ids()[0], bos);
     assert_eq!(gemma.tokenizer().encode("the", Bos::Add).expect("ids")[0], bos);
+}
+
+#[test]
+fn ids_without_a_token_are_never_drawn() {
+    let Some(gemma) = tiny() else { return };
+    let rows = gemma.model().config().text.vocab_size as u32;
+    assert!((0..rows).any(|id| !gemma.tokenizer().is_known(id)), "the model has rows without a token");
+    let sampling = SamplingOptions { seed: Some(5), temperature: 3.0, ..SamplingOptions::default() };
+    let options = GenerateOptions { sampling, ..greedy(300) };
+    let generation = gemma.generate("the", &options).expect("a text");
+    assert_eq!(generation.tokens.len(), 300);
+    assert!(generation.tokens.iter().all(|token| gemma.tokenizer().is_known(token.id)));
 }
