@@ -52,10 +52,10 @@ fn decode(model: &Model) {
     let ratios: Vec<f64> = steps.iter().zip(&bandwidths).map(|(s, b)| bytes as f64 / b / s).collect();
     println!(
         "decode at 128: {:.2} tok/s = {:.2} GB/s; the machine reads {:.2} GB/s; share of the limit {:.0}%",
-        1.0 / median(&steps),
-        bytes as f64 / median(&steps) / 1e9,
-        median(&bandwidths) / 1e9,
-        100.0 * median(&ratios)
+        1.0 / common::median(&steps),
+        bytes as f64 / common::median(&steps) / 1e9,
+        common::median(&bandwidths) / 1e9,
+        100.0 * common::median(&ratios)
     );
 }
 
@@ -92,7 +92,7 @@ fn prefill(model: &Model) {
         let prefill = start.elapsed().as_secs_f64();
         let start = Instant::now();
         for (n, k) in &shapes {
-            gemm(PROMPT, *n, *k, &x, &weight, &mut out);
+            common::gemm([PROMPT, *n, *k], &x, &weight, &mut out, gemm::Parallelism::Rayon(0));
         }
         let products = start.elapsed().as_secs_f64();
         if round > 0 {
@@ -104,10 +104,10 @@ fn prefill(model: &Model) {
     let ratios: Vec<f64> = ours.iter().zip(&limit).map(|(ours, limit)| limit / ours).collect();
     println!(
         "prefill of {PROMPT}: {:.1} tok/s = {:.1} GFLOP/s in products; gemm alone {:.1} GFLOP/s; share {:.0}%",
-        PROMPT as f64 / median(&ours),
-        flops / median(&ours) / 1e9,
-        flops / median(&limit) / 1e9,
-        100.0 * median(&ratios)
+        PROMPT as f64 / common::median(&ours),
+        flops / common::median(&ours) / 1e9,
+        flops / common::median(&limit) / 1e9,
+        100.0 * common::median(&ratios)
     );
 }
 
@@ -125,40 +125,4 @@ fn products(config: &TextConfig) -> Vec<(usize, usize)> {
         (hidden, intermediate),
     ];
     layer.repeat(config.num_hidden_layers)
-}
-
-/// `out = x Wᵀ`, as burn's flex asks for it.
-fn gemm(m: usize, n: usize, k: usize, x: &[f32], weight: &[f32], out: &mut [f32]) {
-    assert!(x.len() >= m * k && weight.len() >= n * k && out.len() >= m * n);
-    // SAFETY: the three row-major matrices lie within their slices (asserted above), and `out` is
-    // borrowed mutably, so it overlaps neither of the others.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            false,
-            x.as_ptr(),
-            1,
-            k as isize,
-            weight.as_ptr(),
-            k as isize,
-            1,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::Rayon(0),
-        );
-    }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

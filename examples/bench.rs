@@ -87,7 +87,7 @@ fn run(arguments: &Arguments) -> Outcome {
     drop(checkpoint); // Its pages need not stay in memory while the model runs.
 
     if !arguments.json {
-        println!("{name}, {format}, {} ({} threads)", arguments.device, model.threads());
+        println!("{name}, {format}, {} ({} threads)", arguments.device, model.threads().count());
     }
     let runs = [("pp", arguments.n_prompt, 0), ("tg", 0, arguments.n_gen)];
     for (kind, n_prompt, n_gen) in runs.into_iter().filter(|(_, p, n)| p + n > 0) {
@@ -102,7 +102,7 @@ fn run(arguments: &Arguments) -> Outcome {
                 "model": name,
                 "format": format,
                 "device": arguments.device,
-                "threads": model.threads(),
+                "threads": model.threads().count(),
                 "n_prompt": n_prompt,
                 "n_gen": n_gen,
                 "n_depth": arguments.n_depth,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use clap::Parser;
 use common::{Loaded, ModelArguments, Outcome, SamplingArguments};
-use gemma3::{CancelHandle, Chat, FinishReason, Message, WhenFull};
+use gemma3::{CancelHandle, Chat, FinishReason, WhenFull};
 
 /// Talks with Gemma 3.
 #[derive(Debug, Parser)]
@@ -100,7 +100,7 @@ fn answer(chat: &mut Chat, question: &str, running: &Running) -> Outcome {
 }
 
 fn stream_answer(chat: &mut Chat, question: &str, cancel: CancelHandle) -> Outcome {
-    let mut stream = chat.ask_with(Message::user(question), cancel)?;
+    let mut stream = chat.ask_with(question, cancel)?;
     for piece in stream.by_ref() {
         print!("{}", piece?.text);
         std::io::stdout().flush()?;

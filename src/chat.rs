@@ -2,20 +2,34 @@
 //! full.
 
 use gemma3_core::generate::{CancelHandle, FinishReason, GenerateError, Session, SessionOptions};
-use gemma3_tokenizer::{Answer, ChatTemplate, Message, Part, Role, Tokenizer, UserText};
+use gemma3_tokenizer::{Answer, ChatTemplate, Message, Part, UserText};
+use gemma3_vision::{EncodeOptions, EncodedImage, ImageCache};
 
+use crate::images::Prompt;
+use crate::question::Question;
 use crate::text::{Generation, Piece, TextStream, collect};
 use crate::{Error, Gemma3, GenerateOptions};
 
-/// The ids of a conversation up to where the model answers. Special tokens in its texts stay text.
-pub(crate) fn encode(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>, Error> {
-    refuse_images(messages)?;
-    Ok(ChatTemplate::encode(tokenizer, messages, true, UserText::Escape)?)
+/// A conversation up to where the model answers, with the images of its [`Part::Image`]s in order.
+pub(crate) fn encode(
+    gemma: &Gemma3,
+    messages: &[Message],
+    images: &[EncodedImage],
+    user_text: UserText,
+) -> Result<Prompt, Error> {
+    refuse_unseen_images(gemma, messages)?;
+    let tokenizer = gemma.tokenizer();
+    gemma.prompt(images, |images| match images {
+        Some(images) => ChatTemplate::encode_with_images(tokenizer, messages, true, user_text, images),
+        None => ChatTemplate::encode(tokenizer, messages, true, user_text),
+    })
 }
 
-fn refuse_images(messages: &[Message]) -> Result<(), Error> {
+/// A text-only model would read the placeholder of an image as text.
+fn refuse_unseen_images(gemma: &Gemma3, messages: &[Message]) -> Result<(), Error> {
     let has_image = |message: &Message| message.content.contains(&Part::Image);
-    if messages.iter().any(has_image) { Err(Error::ImagesUnsupported) } else { Ok(()) }
+    let is_blind = gemma.vision_part().is_none();
+    if is_blind && messages.iter().any(has_image) { Err(Error::ImagesUnsupported) } else { Ok(()) }
 }
 
 /// What a [`Chat`] does when the next turn does not fit the context.
@@ -40,6 +54,14 @@ pub struct ChatBuilder {
     session: SessionOptions,
     when_full: WhenFull,
     user_text: UserText,
+    images: ImageSettings,
+}
+
+/// How the images of questions are encoded.
+#[derive(Debug, Clone, Default)]
+struct ImageSettings {
+    options: EncodeOptions,
+    cache: Option<ImageCache>,
 }
 
 impl ChatBuilder {
@@ -51,6 +73,7 @@ impl ChatBuilder {
             session: SessionOptions::default(),
             when_full: WhenFull::default(),
             user_text: UserText::Escape,
+            images: ImageSettings::default(),
         }
     }
 
@@ -85,6 +108,19 @@ impl ChatBuilder {
         self
     }
 
+    /// How the images of questions are encoded: pan-and-scan, and how much memory they may take.
+    pub fn images(mut self, options: EncodeOptions) -> Self {
+        self.images.options = options;
+        self
+    }
+
+    /// Remembers the images of questions in a cache, which several conversations can share. Without one each
+    /// question's images are encoded anew.
+    pub fn image_cache(mut self, cache: ImageCache) -> Self {
+        self.images.cache = Some(cache);
+        self
+    }
+
     /// Starts the conversation. Nothing is computed yet.
     ///
     /// # Errors
@@ -99,6 +135,7 @@ impl ChatBuilder {
             options: self.options,
             when_full: self.when_full,
             user_text: self.user_text,
+            images: self.images,
             is_answer_ended: false,
         })
     }
@@ -122,18 +159,31 @@ pub struct Chat {
     session: Session,
     system: Option<Message>,
     /// Questions and answers in turn.
-    turns: Vec<Message>,
+    turns: Vec<Turn>,
     options: GenerateOptions,
     when_full: WhenFull,
     user_text: UserText,
+    images: ImageSettings,
     /// Whether the session's last token is `<end_of_turn>`.
     is_answer_ended: bool,
+}
+
+/// A question with its images, or an answer.
+#[derive(Debug, Clone)]
+struct Turn {
+    message: Message,
+    images: Vec<EncodedImage>,
 }
 
 impl Chat {
     /// The conversation so far, the system message first if there is one.
     pub fn messages(&self) -> impl Iterator<Item = &Message> {
-        self.system.iter().chain(&self.turns)
+        self.system.iter().chain(self.turns.iter().map(|turn| &turn.message))
+    }
+
+    /// The images of the conversation so far, in order.
+    pub fn images(&self) -> impl Iterator<Item = &EncodedImage> {
+        self.turns.iter().flat_map(|turn| &turn.images)
     }
 
     /// The conversation in token ids.
@@ -163,27 +213,38 @@ impl Chat {
     /// Asks, and streams the answer. Dropping the stream stops the answer; what was said stays in the
     /// history.
     ///
+    /// A question is a text, or a [`Question`] of texts and images. Its images are encoded before this
+    /// returns.
+    ///
     /// # Errors
     ///
-    /// A turn that does not fit the context.
-    pub fn ask(&mut self, question: impl Into<String>) -> Result<AnswerStream<'_>, Error> {
-        self.ask_with(Message::user(question), CancelHandle::new())
+    /// A turn that does not fit the context, or images for a model that takes text only.
+    pub fn ask(&mut self, question: impl Into<Question>) -> Result<AnswerStream<'_>, Error> {
+        self.ask_with(question, CancelHandle::new())
     }
 
-    /// [`ask`](Self::ask) with a message of several parts, and a handle that stops the answer.
+    /// [`ask`](Self::ask) with a handle that stops the answer.
     ///
     /// # Errors
     ///
-    /// A message that is not the user's, has images, or does not fit the context.
-    pub fn ask_with(&mut self, question: Message, cancel: CancelHandle) -> Result<AnswerStream<'_>, Error> {
+    /// Those of [`ask`](Self::ask), and [`VisionError::Cancelled`](gemma3_vision::VisionError::Cancelled)
+    /// when the handle is thrown while images are encoded; the conversation is then as before.
+    pub fn ask_with(
+        &mut self,
+        question: impl Into<Question>,
+        cancel: CancelHandle,
+    ) -> Result<AnswerStream<'_>, Error> {
         // Before anything changes.
         self.options.sampling.validate().map_err(GenerateError::from)?;
-        self.append_question(question)?;
+        let (message, images) = question.into().into_message();
+        let options = EncodeOptions { cancel: Some(cancel.clone()), ..self.images.options.clone() };
+        let images = self.gemma.encode_question_images(images, &options, self.images.cache.as_ref())?;
+        self.append_question(Turn { message, images })?;
         let end_of_turn = self.gemma.tokenizer().end_of_turn_id();
         let mut options = self.options.clone();
         options.stop_token_ids.extend(end_of_turn);
         let Self { gemma, session, turns, is_answer_ended, .. } = self;
-        turns.push(Message::model(String::new()));
+        turns.push(Turn { message: Message::model(String::new()), images: Vec::new() });
         *is_answer_ended = false;
         let stream = TextStream::new(gemma, session, &options)?.with_cancel(cancel);
         Ok(AnswerStream { stream, turns, is_answer_ended, end_of_turn })
@@ -194,33 +255,24 @@ impl Chat {
     /// # Errors
     ///
     /// As [`ask`](Self::ask), and whatever ends the answer with an error.
-    pub fn answer(&mut self, question: impl Into<String>) -> Result<Generation, Error> {
+    pub fn answer(&mut self, question: impl Into<Question>) -> Result<Generation, Error> {
         self.ask(question)?.into_generation()
     }
 
     /// Appends the question to history and session; on an error both are as before.
-    fn append_question(&mut self, question: Message) -> Result<(), Error> {
-        refuse_images(std::slice::from_ref(&question))?;
-        if question.role != Role::User {
-            return Err(
-                gemma3_tokenizer::ChatError::NotAUserTurn { role: question.role.name().to_owned() }.into()
-            );
-        }
-        let new_ids = if self.session.is_empty() {
-            let mut all: Vec<Message> = self.messages().cloned().collect();
-            all.push(question.clone());
-            self.encode(&all)?
+    fn append_question(&mut self, question: Turn) -> Result<(), Error> {
+        let new = if self.session.is_empty() {
+            self.encode(&self.turns, &question)?
         } else {
-            let answer = if self.is_answer_ended { Answer::Ended } else { Answer::Open };
-            ChatTemplate::encode_next_turn(self.gemma.tokenizer(), &question, answer, self.user_text)?
+            self.encode_next(&question)?
         };
         let capacity = self.session.capacity();
-        let tokens = self.session.len() + new_ids.len();
+        let tokens = self.session.len() + new.ids.len();
         // An answer needs room for at least one token, and should have more.
         let is_tight =
             self.when_full == WhenFull::DropOldest && tokens + self.room_for_an_answer() > capacity;
         if tokens < capacity && !is_tight {
-            self.session.append(&new_ids)?;
+            self.session.append_with(&new.ids, &new.spans)?;
         } else if self.when_full == WhenFull::DropOldest {
             self.restart_with(&question)?;
         } else {
@@ -230,6 +282,23 @@ impl Chat {
         Ok(())
     }
 
+    /// The ids of a question after those that the session has.
+    fn encode_next(&self, question: &Turn) -> Result<Prompt, Error> {
+        let answer = if self.is_answer_ended { Answer::Ended } else { Answer::Open };
+        let (tokenizer, message) = (self.gemma.tokenizer(), &question.message);
+        refuse_unseen_images(&self.gemma, std::slice::from_ref(message))?;
+        self.gemma.prompt(&question.images, |images| match images {
+            Some(images) => ChatTemplate::encode_next_turn_with_images(
+                tokenizer,
+                message,
+                answer,
+                self.user_text,
+                images,
+            ),
+            None => ChatTemplate::encode_next_turn(tokenizer, message, answer, self.user_text),
+        })
+    }
+
     /// Tokens that an answer should have: a quarter of the context, or what it is limited to.
     fn room_for_an_answer(&self) -> usize {
         let quarter = self.session.capacity().div_ceil(4);
@@ -237,31 +306,35 @@ impl Chat {
     }
 
     /// Starts the session anew with as many of the latest turns as leave a quarter of the context free.
-    fn restart_with(&mut self, question: &Message) -> Result<(), Error> {
+    fn restart_with(&mut self, question: &Turn) -> Result<(), Error> {
         let capacity = self.session.capacity();
         let mut dropped = 0;
         loop {
             // Questions and answers come in pairs.
             let kept = self.turns.get(dropped..).unwrap_or_default();
-            let all: Vec<Message> =
-                self.system.iter().chain(kept).chain(std::iter::once(question)).cloned().collect();
-            let ids = self.encode(&all)?;
-            let fits = ids.len() <= capacity - capacity.div_ceil(4);
+            let prompt = self.encode(kept, question)?;
+            let tokens = prompt.ids.len();
+            let fits = tokens <= capacity - capacity.div_ceil(4);
             let is_last_try = kept.is_empty();
-            if fits || (is_last_try && ids.len() < capacity) {
+            if fits || (is_last_try && tokens < capacity) {
                 self.turns.drain(..dropped.min(self.turns.len()));
                 self.session.clear();
-                return Ok(self.session.append(&ids)?);
+                return Ok(self.session.append_with(&prompt.ids, &prompt.spans)?);
             }
             if is_last_try {
-                return Err(Error::ConversationTooLong { tokens: ids.len(), capacity });
+                return Err(Error::ConversationTooLong { tokens, capacity });
             }
             dropped += 2;
         }
     }
 
-    fn encode(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
-        Ok(ChatTemplate::encode(self.gemma.tokenizer(), messages, true, self.user_text)?)
+    /// A conversation of the system message, `turns` and a question.
+    fn encode(&self, turns: &[Turn], question: &Turn) -> Result<Prompt, Error> {
+        let turns = || turns.iter().chain(std::iter::once(question));
+        let messages: Vec<Message> =
+            self.system.iter().chain(turns().map(|turn| &turn.message)).cloned().collect();
+        let images: Vec<EncodedImage> = turns().flat_map(|turn| &turn.images).cloned().collect();
+        encode(&self.gemma, &messages, &images, self.user_text)
     }
 }
 
@@ -269,7 +342,7 @@ impl Chat {
 #[derive(Debug)]
 pub struct AnswerStream<'a> {
     stream: TextStream<'a>,
-    turns: &'a mut Vec<Message>,
+    turns: &'a mut Vec<Turn>,
     is_answer_ended: &'a mut bool,
     end_of_turn: Option<u32>,
 }
@@ -278,6 +351,11 @@ impl AnswerStream<'_> {
     /// A handle that stops the answer, also from another thread and during the prefill.
     pub fn cancel_handle(&self) -> CancelHandle {
         self.stream.cancel_handle()
+    }
+
+    /// Tokens of the conversation when the answer began.
+    pub fn prompt_tokens(&self) -> usize {
+        self.stream.prompt_tokens()
     }
 
     /// Computes the question, so that the first piece is a single step. Returns `false` if that was
@@ -307,7 +385,8 @@ impl AnswerStream<'_> {
     }
 
     fn remember(&mut self, piece: &Piece) {
-        if let Some(Part::Text(answer)) = self.turns.last_mut().and_then(|turn| turn.content.first_mut()) {
+        let answer = self.turns.last_mut().and_then(|turn| turn.message.content.first_mut());
+        if let Some(Part::Text(answer)) = answer {
             answer.push_str(&piece.text);
         }
         if let Some(token) = &piece.token {

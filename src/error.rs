@@ -9,6 +9,7 @@ use gemma3_core::device::DeviceError;
 use gemma3_core::generate::GenerateError;
 use gemma3_core::model::LoadError;
 use gemma3_tokenizer::{ChatError, TokenizerError};
+use gemma3_vision::{ImageError, MmprojError, SoftTokensError, VisionError};
 
 /// Anything that can go wrong between a path and a text.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +55,31 @@ pub enum Error {
         /// Rows of the model's embedding.
         vocab_size: usize,
     },
-    /// A message with an image was given to a model, or a version, that takes text only.
-    #[error("images are not supported yet: give text parts only")]
+    /// An image was given to a model that takes text only.
+    #[error(
+        "this model takes text only; images need the 4B, 12B or 27B with its image encoder: a Hugging Face folder, or a GGUF file together with its mmproj file"
+    )]
     ImagesUnsupported,
+    /// An image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The image encoder cannot be loaded or refuses an image.
+    #[error(transparent)]
+    Vision(#[from] VisionError),
+    /// The GGUF file given as image encoder is none.
+    #[error(transparent)]
+    Mmproj(#[from] MmprojError),
+    /// Images and their placeholders do not fit each other.
+    #[error(transparent)]
+    SoftTokens(#[from] SoftTokensError),
+    /// Another number of lists of images than conversations.
+    #[error("{conversations} conversations were given with {images} lists of images; expected one list each")]
+    ImageLists {
+        /// Conversations given.
+        conversations: usize,
+        /// Lists of images given.
+        images: usize,
+    },
     /// The conversation does not fit the context.
     #[error(
         "the conversation has {tokens} tokens and the context {capacity}; make the context larger, or choose to drop the oldest turns"

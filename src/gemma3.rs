@@ -3,15 +3,17 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::checkpoint::Checkpoint;
 use gemma3_core::generate as core_generate;
 use gemma3_core::generate::{CancelHandle, SessionOptions};
-use gemma3_core::model::{LoadOptions, Model};
-use gemma3_tokenizer::{Bos, Message, Tokenizer};
+use gemma3_core::model::{LoadError, LoadOptions, Model};
+use gemma3_core::{Device, Threads};
+use gemma3_tokenizer::{Bos, Message, Tokenizer, UserText};
+use gemma3_vision::{EncodedImage, Mmproj, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights};
 
 use crate::chat::{self, ChatBuilder};
+use crate::images::{Prompt, Vision};
 use crate::text::{Generation, TextSession};
 use crate::{Error, GenerateOptions, load};
 
@@ -36,6 +38,7 @@ pub struct Gemma3 {
 #[derive(Debug)]
 struct Shared {
     model: Model,
+    vision: Option<Vision>,
     tokenizer: Tokenizer,
     chat_template: Option<String>,
     defaults: GenerateOptions,
@@ -43,8 +46,20 @@ struct Shared {
     suppressed_ids: Arc<[u32]>,
 }
 
+/// What a model is made of, opened and not yet on a device.
+struct Parts<'a> {
+    checkpoint: &'a Checkpoint,
+    mmproj: Option<&'a Mmproj>,
+    preprocessor: Option<PreprocessorConfig>,
+    tokenizer: Tokenizer,
+    chat_template: Option<String>,
+}
+
 impl Gemma3 {
     /// Loads a Hugging Face folder, a `.safetensors` file beside its `config.json`, or a `.gguf` file.
+    ///
+    /// A folder of the 4B, 12B or 27B is loaded with its image encoder; a `.gguf` file has it in a second
+    /// file ([`load_with_mmproj`](Self::load_with_mmproj)).
     ///
     /// # Errors
     ///
@@ -63,15 +78,46 @@ impl Gemma3 {
         device: &Device,
         options: LoadOptions<'_>,
     ) -> Result<Self, Error> {
-        let path = path.as_ref();
+        Self::open(path.as_ref(), None, device, options)
+    }
+
+    /// Loads a `.gguf` file with the image encoder beside it, usually called `mmproj-….gguf`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Self::load), and a second file that is not the image encoder of this model.
+    pub fn load_with_mmproj(
+        path: impl AsRef<Path>,
+        mmproj: impl AsRef<Path>,
+        device: &Device,
+        options: LoadOptions<'_>,
+    ) -> Result<Self, Error> {
+        let mmproj = Mmproj::open(mmproj)?;
+        Self::open(path.as_ref(), Some(&mmproj), device, options)
+    }
+
+    fn open(
+        path: &Path,
+        mmproj: Option<&Mmproj>,
+        device: &Device,
+        options: LoadOptions<'_>,
+    ) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = load::tokenizer(path, &checkpoint)?;
         let chat_template =
             load::chat_template(path).or_else(|| tokenizer.chat_template().map(str::to_owned));
-        Self::assemble(&checkpoint, tokenizer, chat_template, device, options)
+        let parts = Parts {
+            preprocessor: load::preprocessor(path)?,
+            checkpoint: &checkpoint,
+            mmproj,
+            tokenizer,
+            chat_template,
+        };
+        Self::assemble(parts, device, options)
     }
 
-    /// Loads from a checkpoint and a tokenizer that the caller opened, for instance from memory.
+    /// Loads from a checkpoint and a tokenizer that the caller opened, for instance from memory. For text alone
+    /// of a model that sees, give [`Checkpoint::with_vision`]`(None)` of it.
     ///
     /// # Errors
     ///
@@ -82,20 +128,59 @@ impl Gemma3 {
         device: &Device,
         options: LoadOptions<'_>,
     ) -> Result<Self, Error> {
-        let chat_template = tokenizer.chat_template().map(str::to_owned);
-        Self::assemble(checkpoint, tokenizer, chat_template, device, options)
+        Self::from_parts_with(checkpoint, None, tokenizer, None, device, options)
     }
 
-    fn assemble(
+    /// [`from_parts`](Self::from_parts) with an image encoder in a file of its own, and with the settings of
+    /// its preprocessing, if they are not the published models'.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`from_parts`](Self::from_parts), and an encoder of another model.
+    pub fn from_parts_with(
         checkpoint: &Checkpoint,
+        mmproj: Option<&Mmproj>,
         tokenizer: Tokenizer,
-        chat_template: Option<String>,
+        preprocessor: Option<PreprocessorConfig>,
         device: &Device,
         options: LoadOptions<'_>,
     ) -> Result<Self, Error> {
+        let chat_template = tokenizer.chat_template().map(str::to_owned);
+        let parts = Parts { checkpoint, mmproj, preprocessor, tokenizer, chat_template };
+        Self::assemble(parts, device, options)
+    }
+
+    fn assemble(parts: Parts<'_>, device: &Device, mut options: LoadOptions<'_>) -> Result<Self, Error> {
+        let Parts { checkpoint, mmproj, preprocessor, tokenizer, chat_template } = parts;
+        let with_vision = load::with_mmproj(checkpoint, mmproj, &tokenizer)?;
+        let checkpoint = with_vision.as_ref().unwrap_or(checkpoint);
         let vocab_size = checkpoint.config().text.vocab_size;
         load::check_vocabulary(&tokenizer, vocab_size)?;
-        let model = Model::load(checkpoint, device, options)?;
+        let weights = match mmproj {
+            Some(mmproj) => Some(VisionWeights::in_mmproj(mmproj, checkpoint.config().text.hidden_size)),
+            None => VisionWeights::in_checkpoint(checkpoint),
+        };
+        let threads = Threads::new(device, options.threads).map_err(LoadError::from)?;
+        let text_bytes = checkpoint.total_weight_bytes();
+        let vision_bytes = weights.as_ref().map_or(0, VisionWeights::total_bytes);
+        let mut progress = load::Progress::new(options.progress.take(), text_bytes + vision_bytes);
+        let vision = match &weights {
+            Some(weights) => {
+                let mut report = progress.after(0);
+                let vision_options = VisionLoadOptions {
+                    check_finite: options.check_finite,
+                    progress: Some(&mut report),
+                };
+                let preprocessor = preprocessor.unwrap_or_else(|| load::default_preprocessor(weights.config()));
+                Some(VisionModel::load(weights, preprocessor, device, &threads, vision_options)?)
+            }
+            None => None,
+        };
+        let vision = vision.zip(load::image_tokens(checkpoint.config()));
+        let vision = vision.map(|(model, tokens)| Vision { model, tokens });
+        let mut report = progress.after(vision_bytes);
+        let options = LoadOptions { progress: Some(&mut report), ..options };
+        let model = Model::load_on(checkpoint, device, threads, options)?;
         let core = core_generate::GenerateOptions::for_model(model.config(), model.generation_config());
         let mut stop_token_ids = core.stop_token_ids;
         if chat_template.is_some() {
@@ -111,6 +196,7 @@ impl Gemma3 {
         Ok(Self {
             shared: Arc::new(Shared {
                 model,
+                vision,
                 tokenizer,
                 chat_template,
                 defaults,
@@ -123,6 +209,15 @@ impl Gemma3 {
     /// The decoder, for work on token ids.
     pub fn model(&self) -> &Model {
         &self.shared.model
+    }
+
+    /// The image encoder; `None` for a model that takes text only.
+    pub fn vision(&self) -> Option<&VisionModel> {
+        self.shared.vision.as_ref().map(|vision| &vision.model)
+    }
+
+    pub(crate) fn vision_part(&self) -> Option<&Vision> {
+        self.shared.vision.as_ref()
     }
 
     /// The tokenizer.
@@ -214,11 +309,33 @@ impl Gemma3 {
         conversations: &[Vec<Message>],
         options: &GenerateOptions,
     ) -> Result<Vec<Generation>, Error> {
-        let prompts: Vec<Vec<u32>> = conversations
+        let images = vec![Vec::new(); conversations.len()];
+        self.respond_with_images(conversations, &images, options)
+    }
+
+    /// [`respond`](Self::respond) to conversations with images: for each of them the images of its
+    /// [`Part::Image`](crate::Part::Image)s, in order.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`respond`](Self::respond), another number of images than places for them, or a model that
+    /// takes text only.
+    pub fn respond_with_images(
+        &self,
+        conversations: &[Vec<Message>],
+        images: &[Vec<EncodedImage>],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generation>, Error> {
+        if conversations.len() != images.len() {
+            let (conversations, images) = (conversations.len(), images.len());
+            return Err(Error::ImageLists { conversations, images });
+        }
+        let prompts: Vec<Prompt> = conversations
             .iter()
-            .map(|messages| chat::encode(self.tokenizer(), messages))
+            .zip(images)
+            .map(|(messages, images)| chat::encode(self, messages, images, UserText::Escape))
             .collect::<Result<_, Error>>()?;
-        self.generate_ids_batch(&prompts, options)
+        self.generate_prompts(&prompts, options)
     }
 
     /// Continues several sequences of ids together; nothing is added to them.
@@ -231,15 +348,25 @@ impl Gemma3 {
         prompts: &[Vec<u32>],
         options: &GenerateOptions,
     ) -> Result<Vec<Generation>, Error> {
+        let prompt = |ids: &Vec<u32>| Prompt { ids: ids.clone(), spans: Vec::new() };
+        let prompts: Vec<Prompt> = prompts.iter().map(prompt).collect();
+        self.generate_prompts(&prompts, options)
+    }
+
+    fn generate_prompts(
+        &self,
+        prompts: &[Prompt],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generation>, Error> {
         let longest = self.model().decoder().config().max_position_embeddings;
         let room = options.max_new_tokens.unwrap_or(gemma3_core::cache::DEFAULT_CAPACITY);
         let mut sessions = Vec::with_capacity(prompts.len());
         for (sequence, prompt) in (0..).zip(prompts) {
             // A cache of just the size that this sequence can reach.
-            let capacity = prompt.len().saturating_add(room).clamp(1, longest);
+            let capacity = prompt.ids.len().saturating_add(room).clamp(1, longest);
             let cache = CacheOptions { capacity: Some(capacity), ..CacheOptions::default() };
             let mut session = self.session_with(&SessionOptions { cache, sequence })?;
-            session.append_ids(prompt)?;
+            session.append_prompt(prompt)?;
             sessions.push(session);
         }
         crate::text::generate_batch(&mut sessions, options, &CancelHandle::new())

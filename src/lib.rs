@@ -1,4 +1,5 @@
-//! Google's Gemma 3 as an embeddable library on [burn](https://burn.dev): text in, text out, on CPU and GPU.
+//! Google's Gemma 3 as an embeddable library on [burn](https://burn.dev): text and images in, text out, on CPU
+//! and GPU.
 //!
 //! # Text
 //!
@@ -25,10 +26,27 @@
 //! [`Gemma3::respond`] answers a list of conversations at once. Both write Gemma's turns and keep a user
 //! from writing special tokens.
 //!
+//! # Images
+//!
+//! The 4B, 12B and 27B see. An [`Image`] comes from a file, from encoded bytes or from pixels in memory; a
+//! [`Question`] has texts and images in any order.
+//!
+//! ```no_run
+//! use gemma3::{Gemma3, Image, Question, device};
+//!
+//! # fn main() -> Result<(), gemma3::Error> {
+//! let gemma = Gemma3::load("gemma-3-4b-it", &device::open("flex")?)?;
+//! let mut chat = gemma.chat().start()?;
+//! let question = Question::new().image(Image::open("photo.jpg")?).text("What is in this picture?");
+//! println!("{}", chat.answer(question)?.text);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Token ids and tensors
 //!
-//! [`core`] is the decoder by itself (sessions of ids, forward passes with traces, checkpoints), and
-//! [`tokenizer`] the conversion between text and ids. Neither needs the other.
+//! [`core`] is the decoder by itself (sessions of ids, forward passes with traces, checkpoints),
+//! [`tokenizer`] the conversion between text and ids, [`vision`] the image encoder.
 //!
 //! # Backends
 //!
@@ -47,8 +65,10 @@ mod error;
 mod gemma3;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod images;
 mod load;
 mod options;
+mod question;
 mod stop_strings;
 mod text;
 
@@ -57,6 +77,7 @@ pub use error::Error;
 pub use gemma3::Gemma3;
 pub use load::gguf_vocabulary;
 pub use options::GenerateOptions;
+pub use question::{Question, QuestionImage};
 pub use text::{Generation, Piece, TextSession, TextStream};
 
 pub use gemma3_core as core;
@@ -67,6 +88,10 @@ pub use gemma3_core::sampling::SamplingOptions;
 pub use gemma3_core::{Device, device};
 pub use gemma3_tokenizer as tokenizer;
 pub use gemma3_tokenizer::{Message, Part, Role, UserText};
+pub use gemma3_vision as vision;
+pub use gemma3_vision::{
+    Alpha, Crop, EncodeOptions, EncodedImage, Image, ImageCache, ImageError, ImageLimits, Mmproj, PanAndScan,
+};
 
 /// The README's example compiles.
 #[cfg(doctest)]

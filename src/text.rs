@@ -4,8 +4,10 @@ use gemma3_core::generate as core_generate;
 use gemma3_core::generate::{
     CancelHandle, FinishReason, ScoredToken, Session, SessionOptions, Token, TokenStream,
 };
-use gemma3_tokenizer::{Bos, StreamDecoder};
+use gemma3_tokenizer::{Bos, EncodeOptions, SpecialTokens, StreamDecoder};
+use gemma3_vision::EncodedImage;
 
+use crate::images::Prompt;
 use crate::stop_strings::{Scan, StopStrings};
 use crate::{Error, Gemma3, GenerateOptions};
 
@@ -61,15 +63,39 @@ impl TextSession {
 
     /// Appends text. At the beginning `<bos>` is put before it. Special tokens written in the text are
     /// read as such; escape text of strangers with the tokenizer's options and
-    /// [`append_ids`](Self::append_ids), or use a [`Chat`](crate::Chat).
+    /// [`append_ids`](Self::append_ids), or use a [`Chat`](crate::Chat). `<start_of_image>` is then a token like
+    /// others; see [`append_with_images`](Self::append_with_images).
     ///
     /// # Errors
     ///
     /// [`GenerateError::PromptTooLong`](gemma3_core::generate::GenerateError::PromptTooLong).
     pub fn append(&mut self, text: &str) -> Result<(), Error> {
-        let bos = if self.session.is_empty() { Bos::Add } else { Bos::None };
-        let ids = self.gemma.tokenizer().encode(text, bos)?;
+        let ids = self.gemma.tokenizer().encode(text, self.bos())?;
         self.append_ids(&ids)
+    }
+
+    /// Appends text with images: each `<start_of_image>` in it is the place of one image, which Gemma's
+    /// processor writes as `<start_of_image>`, the soft tokens and `<end_of_image>` between empty lines.
+    ///
+    /// # Errors
+    ///
+    /// Another number of places than images, a model that takes text only, or a prompt that does not fit.
+    pub fn append_with_images(&mut self, text: &str, images: &[EncodedImage]) -> Result<(), Error> {
+        let options = EncodeOptions { bos: self.bos(), special_tokens: SpecialTokens::Parse };
+        let tokenizer = self.gemma.tokenizer();
+        let prompt = self.gemma.prompt(images, |images| match images {
+            Some(images) => tokenizer.encode_with_images(text, options, images),
+            None => tokenizer.encode_with(text, options),
+        })?;
+        self.append_prompt(&prompt)
+    }
+
+    pub(crate) fn append_prompt(&mut self, prompt: &Prompt) -> Result<(), Error> {
+        Ok(self.session.append_with(&prompt.ids, &prompt.spans)?)
+    }
+
+    fn bos(&self) -> Bos {
+        if self.session.is_empty() { Bos::Add } else { Bos::None }
     }
 
     /// Appends token ids; nothing is added.

@@ -253,9 +253,10 @@ fn images_and_wrong_roles_are_refused() {
     let image = Message::user("what is this?").with(Part::Image);
     assert!(matches!(gemma.respond(&[vec![image.clone()]], &greedy(1)), Err(Error::ImagesUnsupported)));
     let mut chat = gemma.chat().start().expect("a chat");
-    assert!(matches!(chat.ask_with(image, Default::default()), Err(Error::ImagesUnsupported)));
-    assert!(matches!(chat.ask_with(Message::model("hm"), Default::default()), Err(Error::Chat(_))));
+    let encoded = gemma3::Image::from_rgb8(1, 1, vec![0; 3]).expect("an image");
+    assert!(matches!(chat.ask(gemma3::Question::new().image(encoded)), Err(Error::ImagesUnsupported)));
     assert!(matches!(gemma.respond(&[vec![]], &greedy(1)), Err(Error::Chat(_))));
+    assert!(matches!(gemma.respond(&[vec![Message::model("hm")]], &greedy(1)), Err(Error::Chat(_))));
     assert_eq!(chat.messages().count(), 0);
 }
 

@@ -59,3 +59,39 @@ pub fn session(model: &Model, depth: usize, room: usize) -> Session {
 pub fn ids(count: usize) -> Vec<u32> {
     (0..count as u64).map(|i| (i.wrapping_mul(2_654_435_761) % 262_144) as u32).collect()
 }
+
+/// `out = x Wᵀ` for `[m, n, k]`, x \[m, k\], weight \[n, k\], by the crate `gemm` alone.
+pub fn gemm([m, n, k]: [usize; 3], x: &[f32], weight: &[f32], out: &mut [f32], threads: gemm::Parallelism) {
+    assert!(x.len() >= m * k && weight.len() >= n * k && out.len() >= m * n);
+    // SAFETY: the three row-major matrices lie within their slices (asserted above), and `out` is
+    // borrowed mutably, so it overlaps neither of the others.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n as isize,
+            false,
+            x.as_ptr(),
+            1,
+            k as isize,
+            weight.as_ptr(),
+            k as isize,
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
+}
+
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -10,6 +10,10 @@ pub struct ModelArguments {
     #[arg(long, value_name = "DIR_OR_GGUF_OR_HUB_ID")]
     pub model: Option<String>,
 
+    /// The image encoder of a .gguf file (mmproj-....gguf).
+    #[arg(long, value_name = "GGUF")]
+    pub mmproj: Option<std::path::PathBuf>,
+
     /// Device: flex, ndarray, wgpu, vulkan, metal, webgpu, cuda or rocm, as built in; an index may
     /// follow, as in cuda:1.
     #[arg(long, default_value_t = default_device())]

@@ -3,10 +3,12 @@
 
 mod arguments;
 mod measure;
+mod measured;
 mod model;
 
 pub use arguments::{ModelArguments, SamplingArguments, parse_ids};
 pub use measure::peak_rss_bytes;
+pub use measured::Measured;
 pub use model::{Loaded, load};
 
 /// burn allocates a tensor for every operation. An allocator that keeps the pages of what is freed spares

@@ -33,7 +33,10 @@ pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
     };
     let options =
         LoadOptions { threads: arguments.threads, progress: Some(&mut progress), ..LoadOptions::default() };
-    let gemma = Gemma3::load_with(&path, &device, options)?;
+    let gemma = match &arguments.mmproj {
+        Some(mmproj) => Gemma3::load_with_mmproj(&path, mmproj, &device, options)?,
+        None => Gemma3::load_with(&path, &device, options)?,
+    };
     let load_s = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
     Ok(Loaded { gemma, path, load_s })

@@ -41,3 +41,4 @@ pub mod sampling;
 mod threads;
 
 pub use burn::tensor::Device;
+pub use threads::Threads;

@@ -102,7 +102,7 @@ fn a_thread_count_binds() {
     for threads in [1, 2, 3] {
         let options = LoadOptions { threads: Some(threads), ..LoadOptions::default() };
         let model = Model::load(&checkpoint, &device, options).expect("a model");
-        assert_eq!(model.threads(), threads);
+        assert_eq!(model.threads().count(), threads);
         let inside = model.on_threads(rayon::current_num_threads);
         assert_eq!(inside, threads, "operations run on the model's pool");
     }

@@ -147,10 +147,40 @@ pub enum TokenizerError {
     },
 
     /// A token that the operation needs is not in this vocabulary.
-    #[error("the vocabulary has no token {token:?}: use a tokenizer of an instruction-tuned Gemma 3")]
+    #[error(
+        "the vocabulary has no token {token:?}: use a tokenizer of an instruction-tuned Gemma 3, for images of \
+         one with 4B parameters or more"
+    )]
     MissingToken {
         /// Its text.
         token: String,
+    },
+
+    /// The images do not belong to the prompt. In an escaped text `<start_of_image>` is no placeholder, only an
+    /// image part of a message is.
+    #[error(
+        "the prompt has {placeholders} <start_of_image> {}, but {images} {} given: expected one image for each \
+         placeholder",
+        if *placeholders == 1 { "placeholder" } else { "placeholders" },
+        if *images == 1 { "image was" } else { "images were" },
+    )]
+    ImageCount {
+        /// Placeholders found.
+        placeholders: usize,
+        /// Images given.
+        images: usize,
+    },
+
+    /// The ids of the images do not fit into memory.
+    #[error(
+        "the ids of {images} images with {count} soft tokens a view do not fit into memory: expected \
+         mm_tokens_per_image soft tokens (256 in released models) and a few crops an image"
+    )]
+    ImagesTooLarge {
+        /// Images given.
+        images: usize,
+        /// Soft tokens asked for.
+        count: usize,
     },
 }
 

@@ -39,6 +39,24 @@
 //! Conversations in Hugging Face's JSON are read by [`conversation_from_json`]. Models with a template of their own
 //! need the feature `jinja`, which renders it within limits.
 //!
+//! # Images
+//! An image in a prompt is a fixed number of soft tokens, whose vectors come from the pixels; [`Images`] says what
+//! surrounds them. [`ChatTemplate::encode_with_images`] puts them where a message has an image part,
+//! [`Tokenizer::encode_with_images`] where a text has `<start_of_image>`.
+//!
+//! ```
+//! use gemma3_tokenizer::{ChatTemplate, ImageTokens, Images, Message, Part, Role, Tokenizer, UserText};
+//!
+//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-multimodal/tokenizer.json");
+//! # let tokenizer = Tokenizer::from_file(path)?;
+//! let messages = [Message::new(Role::User, ["What is this?".into(), Part::Image])];
+//! // The ids are those of the vocabulary; one image, without crops.
+//! let images = Images { tokens: ImageTokens::of(&tokenizer, 256)?, crops: &[0] };
+//! let ids = ChatTemplate::encode_with_images(&tokenizer, &messages, true, UserText::Escape, images)?;
+//! assert_eq!(ids.iter().filter(|&&id| id == images.tokens.soft_token).count(), 256);
+//! # Ok::<(), gemma3_tokenizer::ChatError>(())
+//! ```
+//!
 //! # Streaming
 //! A [`StreamDecoder`] turns ids into text as they arrive, never half a character at a time.
 //!
@@ -53,11 +71,13 @@ mod chat;
 mod decode;
 mod error;
 mod gguf;
+mod images;
 #[cfg(feature = "jinja")]
 mod jinja;
 mod merges;
 mod model;
 mod parts;
+mod prompt;
 pub mod special;
 mod stream;
 mod template;
@@ -70,6 +90,7 @@ pub use chat::{
 };
 pub use error::TokenizerError;
 pub use gguf::GgufVocabulary;
+pub use images::{ImageTokens, Images};
 #[cfg(feature = "jinja")]
 pub use jinja::{JinjaError, JinjaLimits, JinjaTemplate};
 pub use stream::StreamDecoder;

@@ -214,14 +214,18 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
-        let ids = self.encode_bare(text, options.special_tokens)?;
-        let adds_bos = match options.bos {
+        Ok(self.add_bos(self.encode_bare(text, options.special_tokens)?, options.bos))
+    }
+
+    /// Puts the ids of a text in their place.
+    pub(crate) fn add_bos(&self, ids: Vec<u32>, bos: Bos) -> Vec<u32> {
+        let adds_bos = match bos {
             Bos::Add => true,
             Bos::Once => ids.first().copied() != self.bos_id() || ids.is_empty(),
             Bos::None => false,
         };
         let template = &self.0.template;
-        Ok(if adds_bos && template.adds_ids() { template.apply(ids) } else { ids })
+        if adds_bos && template.adds_ids() { template.apply(ids) } else { ids }
     }
 
     /// Encodes two texts as the reference does: for Gemma `<bos>` first `<bos>` second.
@@ -290,6 +294,10 @@ impl Tokenizer {
     /// The id of a token, given its text in the vocabulary ("▁" stands for a space there).
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.0.parsing.token_to_id(token)
+    }
+
+    pub(crate) fn required_id(&self, token: &str) -> Result<u32, TokenizerError> {
+        self.token_to_id(token).ok_or_else(|| TokenizerError::MissingToken { token: token.to_owned() })
     }
 
     /// The text of an id in the vocabulary, or `None` if the id has no token.

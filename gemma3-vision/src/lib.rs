@@ -1,13 +1,53 @@
 //! The vision half of Gemma 3: pixels to soft tokens.
 //!
-//! So far this crate holds only its seam with the decoder: [`SoftTokens`], the vectors that stand for one
-//! image, and [`place`], which puts them where a prompt has placeholders. Preprocessing and the SigLIP
-//! tower will produce them; the decoder ([`gemma3_core`]) takes the result as
-//! [`SegmentInput::Embeddings`](gemma3_core::model::SegmentInput::Embeddings) and knows nothing of pixels.
+//! An [`Image`] (a file, encoded bytes, or pixels in memory) is resized and normalized ([`preprocess`]), goes
+//! through the SigLIP encoder and the projector ([`VisionModel`]), and becomes an [`EncodedImage`]: 256
+//! vectors, which stand in a prompt where it has placeholders ([`place`]). The decoder
+//! ([`gemma3_core`]) knows nothing of pixels, this crate nothing of text.
+//!
+//! ```no_run
+//! use gemma3_core::checkpoint::Checkpoint;
+//! use gemma3_core::{Threads, device};
+//! use gemma3_vision::{
+//!     EncodeOptions, Image, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let checkpoint = Checkpoint::open("gemma-3-4b-it")?;
+//! let device = device::open("flex")?;
+//! let threads = Threads::new(&device, None)?;
+//! let weights = VisionWeights::in_checkpoint(&checkpoint).ok_or("a text-only model")?;
+//! let preprocessor = PreprocessorConfig::gemma3();
+//! let model =
+//!     VisionModel::load(&weights, preprocessor, &device, &threads, VisionLoadOptions::default())?;
+//! let image = model.encode_one(&Image::open("photo.jpg")?, &EncodeOptions::default())?;
+//! assert_eq!(image.soft_token_count(), 256);
+//! # Ok(())
+//! # }
+//! ```
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod cache;
+mod encode;
+mod error;
+mod load;
+mod model;
+pub mod preprocess;
+mod projector;
+mod siglip;
 mod soft_tokens;
+mod stages;
+pub mod weights;
 
-pub use soft_tokens::{PlacedPrompt, SoftTokens, SoftTokensError, place};
+pub use cache::ImageCache;
+pub use encode::{EncodeOptions, EncodedImage};
+pub use error::VisionError;
+pub use model::{VisionLoadOptions, VisionModel};
+pub use preprocess::{
+    Alpha, Crop, Image, ImageError, ImageLimits, PanAndScan, Preprocessor, PreprocessorConfig,
+};
+pub use soft_tokens::{SoftTokens, SoftTokensError, place};
+pub use stages::Stage;
+pub use weights::{Mmproj, MmprojError, VisionWeights};

@@ -3,28 +3,29 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
+use gemma3_core::model::EmbeddedSpan;
 
 /// What the decoder sees of one image: \[tokens, hidden\], f32 (256 tokens in the released models).
 ///
-/// They enter the first layer as they are, without the scaling of text embeddings.
+/// They enter the first layer as they are, without the scaling of text embeddings. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct SoftTokens {
     vectors: Tensor<2>,
 }
 
-/// Prompt vectors and images that do not fit each other.
+/// Placeholders and images that do not fit each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SoftTokensError {
-    /// The prompt has another number of placeholders than the images have soft tokens.
+    /// The prompt has another number of runs of placeholders than there are images.
     #[error(
-        "the prompt has {placeholders} image placeholders, but its images have {soft_tokens} soft tokens; each image needs one run of placeholders"
+        "the prompt has {runs} runs of image placeholders, but {images} images (crops counted) were given; each image needs one run"
     )]
     CountMismatch {
-        /// Placeholders in the prompt.
-        placeholders: usize,
-        /// Soft tokens of all images.
-        soft_tokens: usize,
+        /// Runs of placeholders in the prompt.
+        runs: usize,
+        /// Images given, each crop counted as one.
+        images: usize,
     },
     /// A run of placeholders has another length than the image that is to fill it.
     #[error(
@@ -38,23 +39,6 @@ pub enum SoftTokensError {
         /// Placeholders in the run.
         placeholders: usize,
     },
-    /// The number of prompt vectors is not the number of ids, or their width is not that of the images.
-    #[error("the prompt's vectors are {found:?}, expected {expected:?} (ids, width of the soft tokens)")]
-    ShapeMismatch {
-        /// Shape that ids and images ask for.
-        expected: [usize; 2],
-        /// Shape of the prompt's vectors.
-        found: [usize; 2],
-    },
-}
-
-/// A prompt whose placeholders are filled.
-#[derive(Debug, Clone)]
-pub struct PlacedPrompt {
-    /// \[tokens, hidden\].
-    pub vectors: Tensor<2>,
-    /// The rows of each image, in order.
-    pub images: Vec<Range<usize>>,
 }
 
 impl SoftTokens {
@@ -79,37 +63,29 @@ impl SoftTokens {
     }
 }
 
-/// Replaces the vectors at the placeholders of a prompt by the soft tokens of its images, in order.
-///
-/// `embeddings` \[ids, hidden\] are the scaled text embeddings of `ids`
-/// ([`Decoder::embed`](gemma3_core::model::Decoder::embed)); `placeholder` is the id of
-/// `<image_soft_token>`. Each maximal run of placeholders is one image.
+/// Gives each maximal run of `placeholder` (the id of `<image_soft_token>`) in `ids` the soft tokens of one
+/// image, in order: what [`Session::append_with`](gemma3_core::generate::Session::append_with) takes.
 ///
 /// # Errors
 ///
-/// Runs that do not match the images, or vectors that do not match the ids.
+/// Runs that do not match the images in number or length.
 pub fn place(
-    embeddings: Tensor<2>,
     ids: &[u32],
     placeholder: u32,
     images: &[SoftTokens],
-) -> Result<PlacedPrompt, SoftTokensError> {
+) -> Result<Vec<EmbeddedSpan>, SoftTokensError> {
     let runs = runs(ids, placeholder);
-    check(&embeddings, ids, &runs, images)?;
-    let mut pieces = Vec::with_capacity(2 * runs.len() + 1);
-    let mut done = 0;
-    for (run, image) in runs.iter().zip(images) {
-        if run.start > done {
-            pieces.push(embeddings.clone().narrow(0, done, run.start - done));
+    if runs.len() != images.len() {
+        return Err(SoftTokensError::CountMismatch { runs: runs.len(), images: images.len() });
+    }
+    let span = |(image, (run, tokens)): (usize, (Range<usize>, &SoftTokens))| {
+        if run.len() != tokens.len() {
+            let (soft_tokens, placeholders) = (tokens.len(), run.len());
+            return Err(SoftTokensError::RunMismatch { image, soft_tokens, placeholders });
         }
-        pieces.push(image.vectors.clone());
-        done = run.end;
-    }
-    if done < ids.len() {
-        pieces.push(embeddings.clone().narrow(0, done, ids.len() - done));
-    }
-    let vectors = if pieces.is_empty() { embeddings } else { Tensor::cat(pieces, 0) };
-    Ok(PlacedPrompt { vectors, images: runs })
+        Ok(EmbeddedSpan { start: run.start, vectors: tokens.vectors.clone() })
+    };
+    runs.into_iter().zip(images).enumerate().map(span).collect()
 }
 
 /// The maximal runs of an id.
@@ -122,31 +98,4 @@ fn runs(ids: &[u32], placeholder: u32) -> Vec<Range<usize>> {
         }
     }
     runs
-}
-
-fn check(
-    embeddings: &Tensor<2>,
-    ids: &[u32],
-    runs: &[Range<usize>],
-    images: &[SoftTokens],
-) -> Result<(), SoftTokensError> {
-    let found = embeddings.dims();
-    for width in images.iter().map(|image| image.vectors.dims()[1]).chain([found[1]]) {
-        let expected = [ids.len(), width];
-        if found != expected {
-            return Err(SoftTokensError::ShapeMismatch { expected, found });
-        }
-    }
-    if runs.len() != images.len() {
-        let placeholders = runs.iter().map(Range::len).sum();
-        let soft_tokens = images.iter().map(SoftTokens::len).sum();
-        return Err(SoftTokensError::CountMismatch { placeholders, soft_tokens });
-    }
-    for (image, (run, tokens)) in runs.iter().zip(images).enumerate() {
-        if run.len() != tokens.len() {
-            let (soft_tokens, placeholders) = (tokens.len(), run.len());
-            return Err(SoftTokensError::RunMismatch { image, soft_tokens, placeholders });
-        }
-    }
-    Ok(())
 }

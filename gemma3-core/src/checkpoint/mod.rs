@@ -27,12 +27,13 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{GenerationConfig, ModelConfig, TextConfig};
+use crate::config::{GenerationConfig, ImageTokens, ModelConfig, TextConfig, VisionConfig};
 
 pub use error::CheckpointError;
 pub use format::{FormatError, TensorFormat};
 pub use gguf::{GgufError, GgufFile, GgufMetadata, GgufStrings};
 pub use names::{LayerTensor, TextTensor};
+pub use random::RandomTensor;
 pub use storage::CheckpointBytes;
 pub use tensors::TensorView;
 
@@ -143,14 +144,28 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Config`] if the sizes don't fit together.
     pub fn random(config: TextConfig, format: TensorFormat, seed: u64) -> Result<Self, CheckpointError> {
+        Self::random_with(ModelConfig::from_text(config), format, [], seed)
+    }
+
+    /// [`Checkpoint::random`] with tensors beyond those of the decoder, such as an image encoder's.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::random`].
+    pub fn random_with(
+        config: ModelConfig,
+        format: TensorFormat,
+        more: impl IntoIterator<Item = RandomTensor>,
+        seed: u64,
+    ) -> Result<Self, CheckpointError> {
         const SOURCE: &str = "random weights";
         config.validate().map_err(|error| CheckpointError::config(SOURCE, error))?;
         let names = Names::HuggingFace { prefix: "model.", head: None };
         let mut table = TensorTable::default();
-        for tensor in TextTensor::all(&config) {
-            let entry = random::entry(tensor, &config, format, seed);
+        for tensor in TextTensor::all(&config.text) {
+            let entry = random::entry(tensor, &config.text, format, seed);
             table.entries.insert(names.of(tensor), entry);
         }
+        table.entries.extend(more.into_iter().map(|tensor| tensor.entry(seed)));
         let weights = Weights {
             source: SOURCE.to_owned(),
             table,
@@ -159,7 +174,20 @@ impl Checkpoint {
             gguf: None,
             format_name: format!("random {}", format.name().to_uppercase()),
         };
-        Self::checked(weights, ModelConfig::from_text(config))
+        Self::checked(weights, config)
+    }
+
+    /// The same weights with another image encoder in the configuration: one that lies in a file of its own
+    /// (beside a GGUF), or none, for text alone.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Config`] if the sizes don't fit together.
+    pub fn with_vision(&self, vision: Option<(VisionConfig, ImageTokens)>) -> Result<Self, CheckpointError> {
+        let (vision, image_tokens) = vision.unzip();
+        let config = ModelConfig { vision, image_tokens, ..self.inner.config.clone() };
+        let weights = Arc::clone(&self.inner.weights);
+        config.validate().map_err(|error| CheckpointError::config(&weights.source, error))?;
+        Ok(Self { inner: Arc::new(Inner { weights, config }) })
     }
 
     /// The same weights under another decoder configuration, for experiments with constants that
@@ -205,14 +233,7 @@ impl Checkpoint {
     pub fn total_weight_bytes(&self) -> u64 {
         let weights = &self.inner.weights;
         TextTensor::all(&self.inner.config.text)
-            .filter_map(|tensor| {
-                let entry = weights.table.entries.get(&weights.names.of(tensor))?;
-                match &entry.format {
-                    StoredFormat::Known(format) => format.tensor_bytes(&entry.shape).ok(),
-                    StoredFormat::Unknown(_) => None,
-                }
-            })
-            .map(|bytes| bytes as u64)
+            .filter_map(|tensor| weights.table.bytes_of(&weights.names.of(tensor)))
             .sum()
     }
 
@@ -242,6 +263,12 @@ impl Checkpoint {
     pub fn raw(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
         let weights = &self.inner.weights;
         weights.table.view(name, &weights.source)
+    }
+
+    /// Stored bytes of the tensor of this name in the file; `None` if there is none, or its format isn't
+    /// read.
+    pub fn bytes_of(&self, name: &str) -> Option<u64> {
+        self.inner.weights.table.bytes_of(name)
     }
 
     /// The names of all tensors, sorted.

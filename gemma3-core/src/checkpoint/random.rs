@@ -10,9 +10,34 @@ use super::tensors::{Content, Entry, StoredFormat};
 use super::{TensorFormat, TextTensor};
 use crate::config::TextConfig;
 
+/// A tensor of random numbers beyond those of the decoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RandomTensor {
+    /// Its name.
+    pub name: String,
+    /// Row-major shape.
+    pub shape: Vec<usize>,
+    /// The format, if its blocks divide a row; else Q8_0 or BF16.
+    pub format: TensorFormat,
+    /// The mean of its numbers, for the formats without blocks; block formats are around 0.
+    pub mean: f32,
+    /// Their standard deviation.
+    pub deviation: f32,
+}
+
+impl RandomTensor {
+    pub(super) fn entry(self, seed: u64) -> (String, Entry) {
+        let row_len = self.shape.last().copied().unwrap_or(1);
+        let format = fitting_format(self.format, row_len);
+        let generator = RandomBytes { format, seed, mean: self.mean, deviation: self.deviation };
+        let content = Content::Random(generator);
+        (self.name, Entry { shape: self.shape, format: StoredFormat::Known(format), content })
+    }
+}
+
 /// How a tensor's numbers are drawn: uniformly around `mean`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RandomTensor {
+pub(super) struct RandomBytes {
     format: TensorFormat,
     seed: u64,
     mean: f32,
@@ -39,7 +64,7 @@ pub(super) fn entry(tensor: TextTensor, config: &TextConfig, format: TensorForma
     Entry {
         shape,
         format: StoredFormat::Known(format),
-        content: Content::Random(RandomTensor { format, seed, mean, deviation }),
+        content: Content::Random(RandomBytes { format, seed, mean, deviation }),
     }
 }
 
@@ -65,7 +90,7 @@ fn distribution(tensor: TextTensor, config: &TextConfig, row_len: usize) -> (f32
     }
 }
 
-impl RandomTensor {
+impl RandomBytes {
     /// The tensor's bytes: `len`, as its shape and format ask for.
     pub(super) fn bytes(&self, name: &str, len: usize) -> Vec<u8> {
         // Pieces of whole blocks with a stream of random numbers each: the result depends neither

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::random::RandomTensor;
+use super::random::RandomBytes;
 use super::{CheckpointBytes, CheckpointError, TensorFormat};
 
 /// One tensor's bytes as they are stored.
@@ -36,7 +36,7 @@ pub(super) enum Content {
     /// A range of a file's bytes.
     File { file: usize, range: Range<usize> },
     /// Made when asked for.
-    Random(RandomTensor),
+    Random(RandomBytes),
 }
 
 /// What a file's header says of a tensor.
@@ -95,6 +95,15 @@ impl TensorTable {
         match entry.content {
             Content::File { file, .. } => self.files.get(file).map_or("", |file| &file.label),
             Content::Random(_) => "random weights",
+        }
+    }
+
+    /// Stored bytes of a tensor of a known format.
+    pub(super) fn bytes_of(&self, name: &str) -> Option<u64> {
+        let entry = self.entries.get(name)?;
+        match &entry.format {
+            StoredFormat::Known(format) => format.tensor_bytes(&entry.shape).ok().map(|bytes| bytes as u64),
+            StoredFormat::Unknown(_) => None,
         }
     }
 

@@ -29,6 +29,26 @@ pub enum GenerateError {
         /// The session's capacity.
         capacity: usize,
     },
+    /// The placeholder of an image among ids that are to be looked up.
+    #[error(
+        "id {id} at position {position} of the prompt is the placeholder of an image, but no image was given for it"
+    )]
+    PlaceholderWithoutImage {
+        /// The placeholder.
+        id: u32,
+        /// Its position among the ids given.
+        position: usize,
+    },
+    /// An image longer than what the cache takes at once.
+    #[error(
+        "an image of {tokens} tokens is longer than the session's chunk of {chunk}; the tokens of an image are computed together, so make the chunk larger"
+    )]
+    SpanLongerThanChunk {
+        /// Soft tokens of the image.
+        tokens: usize,
+        /// The session's chunk.
+        chunk: usize,
+    },
     /// Nothing to continue: the session is empty.
     #[error("the session holds no tokens; prefill a prompt first (usually starting with <bos>)")]
     EmptySession,

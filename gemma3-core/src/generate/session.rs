@@ -1,8 +1,10 @@
 //! One sequence of tokens and what the model remembers of it.
 
+use std::ops::Range;
+
 use super::{CancelHandle, GenerateError, GenerateOptions, TokenStream};
 use crate::cache::{CacheOptions, KvCache};
-use crate::model::{Logits, Model, Segment, SegmentInput, Trace};
+use crate::model::{EmbeddedSpan, ForwardError, Logits, Model, Segment, SegmentInput, Trace};
 use crate::sampling::{LogProbs, RandomKey, TokenLogprob};
 
 /// How to make a session.
@@ -24,6 +26,8 @@ pub struct Session {
     cache: KvCache,
     /// All tokens. The first `cache.len()` of them are in the cache.
     ids: Vec<u32>,
+    /// Positions whose vectors are given instead of looked up, in order.
+    spans: Vec<EmbeddedSpan>,
     /// Logits that follow the last token, once it is computed.
     logits: Option<Vec<f32>>,
     sequence: u64,
@@ -43,6 +47,7 @@ impl Session {
             cache: model.new_cache(&options.cache)?,
             model: model.clone(),
             ids: Vec::new(),
+            spans: Vec::new(),
             logits: None,
             sequence: options.sequence,
         })
@@ -87,24 +92,89 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`GenerateError::PromptTooLong`] if they do not fit, or an id that the model does not know; the
-    /// session is then unchanged.
+    /// [`GenerateError::PromptTooLong`] if they do not fit, an id that the model does not know, or the
+    /// placeholder of an image; the session is then unchanged.
     pub fn append(&mut self, ids: &[u32]) -> Result<(), GenerateError> {
+        self.append_with(ids, &[])
+    }
+
+    /// Appends tokens of which some are given as vectors: the soft tokens of images. The positions of
+    /// `spans` count from the first of `ids`; the ids in their place are recorded and not looked up. An
+    /// image is always computed as a whole, whatever the chunk.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`append`](Session::append), vectors of another width, spans that overlap or lie outside
+    /// of `ids`, or a span longer than the session's chunk.
+    pub fn append_with(&mut self, ids: &[u32], spans: &[EmbeddedSpan]) -> Result<(), GenerateError> {
         let capacity = self.capacity();
         if ids.len() > capacity - self.len() {
             let (prompt_tokens, held) = (ids.len(), self.len());
             return Err(GenerateError::PromptTooLong { prompt_tokens, held, capacity });
         }
-        let vocab_size = self.model.decoder().config().vocab_size;
-        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(crate::model::ForwardError::UnknownToken { id: *id, vocab_size }.into());
-        }
+        self.check_spans(ids.len(), spans)?;
+        self.check_ids(ids, spans)?;
         if !ids.is_empty() {
+            let start = self.len();
+            self.spans.extend(spans.iter().map(|span| span.at(start + span.start)));
             self.ids.extend_from_slice(ids);
             self.logits = None;
         }
         Ok(())
     }
+
+    fn check_spans(&self, tokens: usize, spans: &[EmbeddedSpan]) -> Result<(), GenerateError> {
+        let expected = self.model.decoder().config().hidden_size;
+        let mut after = 0;
+        for span in spans {
+            let range = span.range();
+            let found = span.vectors.dims()[1];
+            if found != expected {
+                return Err(ForwardError::WrongWidth { expected, found }.into());
+            }
+            if range.start < after || range.end > tokens || range.is_empty() {
+                return Err(ForwardError::SpanOutOfOrder { span: range, after, tokens }.into());
+            }
+            if range.len() > self.cache.chunk() {
+                let (tokens, chunk) = (range.len(), self.cache.chunk());
+                return Err(GenerateError::SpanLongerThanChunk { tokens, chunk });
+            }
+            after = range.end;
+        }
+        Ok(())
+    }
+
+    /// Ids outside of the spans must be in the vocabulary and stand for text.
+    fn check_ids(&self, ids: &[u32], spans: &[EmbeddedSpan]) -> Result<(), GenerateError> {
+        let vocab_size = self.model.decoder().config().vocab_size;
+        let placeholder = self.model.config().image_tokens.map(|tokens| tokens.image);
+        let mut spans = spans.iter().map(EmbeddedSpan::range).peekable();
+        for (position, id) in ids.iter().enumerate() {
+            while spans.next_if(|span| span.end <= position).is_some() {}
+            if spans.peek().is_some_and(|span| span.contains(&position)) {
+                continue;
+            }
+            if Some(*id) == placeholder {
+                return Err(GenerateError::PlaceholderWithoutImage { id: *id, position });
+            }
+            if *id as usize >= vocab_size {
+                return Err(ForwardError::UnknownToken { id: *id, vocab_size }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The next tokens to compute, `limit` of them or up to the end; an image is not split.
+    fn next_chunk(&self, limit: usize) -> Range<usize> {
+        let start = self.cache.len();
+        let end = self.len().min(start + limit);
+        match self.spans.iter().map(EmbeddedSpan::range).find(|span| span.start < end && end < span.end) {
+            Some(image) if image.start > start => start..image.start,
+            Some(image) => start..image.end,
+            None => start..end,
+        }
+    }
+
 
     /// Appends tokens and computes everything that is not yet computed.
     ///
@@ -132,14 +202,14 @@ impl Session {
             if cancel.is_cancelled() {
                 return Ok(false);
             }
-            let start = self.cache.len();
-            let end = self.len().min(start + self.cache.chunk());
-            let input = SegmentInput::Ids(&self.ids[start..end]);
+            let chunk = self.next_chunk(self.cache.chunk());
+            let is_last = chunk.end == self.len();
+            let input = input(&self.model, &self.ids, &self.spans, chunk)?;
             let mut segments = [Segment { input, cache: &mut self.cache }];
-            if end < self.ids.len() {
-                self.model.forward(&mut segments, Logits::None, &mut Trace::none())?;
-            } else {
+            if is_last {
                 self.logits = self.model.forward_last(&mut segments)?.pop();
+            } else {
+                self.model.forward(&mut segments, Logits::None, &mut Trace::none())?;
             }
         }
         Ok(true)
@@ -177,7 +247,7 @@ impl Session {
     /// Forgets all but the first `len` tokens, if the cache still holds what that needs.
     ///
     /// The token before the cut is computed again when the session goes on, because its logits are not
-    /// kept.
+    /// kept; if it belongs to an image, what remains of the image is.
     ///
     /// # Errors
     ///
@@ -188,10 +258,17 @@ impl Session {
         if len >= self.len() {
             return Ok(());
         }
-        self.cache.truncate(len.saturating_sub(1))?;
-        self.ids.truncate(len);
-        self.logits = None;
+        let last = len.saturating_sub(1);
+        let image = self.spans.iter().map(EmbeddedSpan::range).find(|span| span.contains(&last));
+        self.cache.truncate(image.map_or(last, |image| image.start))?;
+        self.forget_after(len);
         Ok(())
+    }
+
+    fn forget_after(&mut self, len: usize) {
+        self.ids.truncate(len);
+        self.spans = std::mem::take(&mut self.spans).into_iter().filter_map(|span| span.before(len)).collect();
+        self.logits = None;
     }
 
     /// Forgets all but the first `len` tokens, at the price of computing them again where
@@ -199,16 +276,14 @@ impl Session {
     pub fn rewind(&mut self, len: usize) {
         if self.truncate(len).is_err() {
             self.cache.clear();
-            self.ids.truncate(len);
-            self.logits = None;
+            self.forget_after(len);
         }
     }
 
     /// Forgets everything and keeps the memory.
     pub fn clear(&mut self) {
         self.cache.clear();
-        self.ids.clear();
-        self.logits = None;
+        self.forget_after(0);
     }
 
     /// Appends tokens and reports, for each of them that has one before it, its log-probability (of
@@ -229,12 +304,13 @@ impl Session {
         let already = self.len();
         self.append(ids)?;
         while self.cache.len() < self.len() {
-            let start = self.cache.len();
-            let end = self.len().min(start + self.cache.chunk().min(SCORED_ROWS));
-            let input = SegmentInput::Ids(&self.ids[start..end]);
+            // Images were computed by `logits`, so what is left are ids.
+            let chunk = self.next_chunk(self.cache.chunk().min(SCORED_ROWS));
+            let end = chunk.end;
+            let input = input(&self.model, &self.ids, &self.spans, chunk.clone())?;
             let mut segments = [Segment { input, cache: &mut self.cache }];
             let mut rows = self.model.forward_all(&mut segments)?;
-            for (row, position) in rows.iter().zip(start..end) {
+            for (row, position) in rows.iter().zip(chunk) {
                 if position >= already
                     && let Some(next) = self.ids.get(position + 1)
                 {
@@ -273,6 +349,22 @@ impl Session {
     pub(super) fn random_key(&self, seed: u64) -> RandomKey {
         RandomKey { seed, sequence: self.sequence, position: self.len() as u64 }
     }
+}
+
+/// What stands at `range`, which splits no span, as the input of a segment.
+fn input<'a>(
+    model: &Model,
+    ids: &'a [u32],
+    spans: &[EmbeddedSpan],
+    range: Range<usize>,
+) -> Result<SegmentInput<'a>, ForwardError> {
+    let within = |span: &&EmbeddedSpan| range.contains(&span.start);
+    let spans: Vec<_> = spans.iter().filter(within).map(|span| span.at(span.start - range.start)).collect();
+    let ids = ids.get(range).unwrap_or_default();
+    if spans.is_empty() {
+        return Ok(SegmentInput::Ids(ids));
+    }
+    model.on_threads(|| model.decoder().embed_with(ids, &spans))
 }
 
 /// A token of a given text and how the model rated it.

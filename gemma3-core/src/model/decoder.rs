@@ -11,6 +11,7 @@ use super::handle::ForwardError;
 use super::mask::Visibility;
 use super::norm::RmsNorm;
 use super::rope::RotaryEmbedding;
+use super::span::EmbeddedSpan;
 use super::trace::Trace;
 use crate::cache::{CacheError, KvCache};
 use crate::config::{LayerType, TextConfig};
@@ -114,6 +115,45 @@ impl Decoder {
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor<2>, ForwardError> {
         self.check_ids(ids)?;
         Ok(self.embedding.forward(ids))
+    }
+
+    /// The vectors of `ids` with those of `spans` in their places, as a segment's input. The positions of a
+    /// span count from the first of `ids`; the ids in its place are not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`ForwardError::UnknownToken`] outside of the spans, [`ForwardError::WrongWidth`], or spans that
+    /// overlap, lie outside of `ids`, or are out of order.
+    pub fn embed_with(
+        &self,
+        ids: &[u32],
+        spans: &[EmbeddedSpan],
+    ) -> Result<SegmentInput<'static>, ForwardError> {
+        let mut pieces = Vec::with_capacity(2 * spans.len() + 1);
+        let mut images = Vec::with_capacity(spans.len());
+        let mut done = 0;
+        for span in spans {
+            let range = span.range();
+            let width = span.vectors.dims()[1];
+            if width != self.config.hidden_size {
+                return Err(ForwardError::WrongWidth { expected: self.config.hidden_size, found: width });
+            }
+            if range.start < done || range.end > ids.len() || range.is_empty() {
+                let tokens = ids.len();
+                return Err(ForwardError::SpanOutOfOrder { span: range, after: done, tokens });
+            }
+            if range.start > done {
+                pieces.push(self.embed(&ids[done..range.start])?);
+            }
+            pieces.push(span.vectors.clone());
+            done = range.end;
+            images.push(range);
+        }
+        if done < ids.len() || pieces.is_empty() {
+            pieces.push(self.embed(&ids[done..])?);
+        }
+        let vectors = if pieces.len() == 1 { pieces.swap_remove(0) } else { Tensor::cat(pieces, 0) };
+        Ok(SegmentInput::Embeddings { vectors, images })
     }
 
     /// Appends tokens to one or several sequences and computes the asked logits (f32, no softcap;

@@ -37,6 +37,16 @@ pub enum ForwardError {
         /// Width of the vectors.
         found: usize,
     },
+    /// Spans of given vectors that lie outside of the tokens, overlap, or are out of order.
+    #[error("vectors are given for positions {span:?} of {tokens} tokens, after those up to {after}")]
+    SpanOutOfOrder {
+        /// The positions.
+        span: std::ops::Range<usize>,
+        /// Where the span before it ends.
+        after: usize,
+        /// Tokens that they belong to.
+        tokens: usize,
+    },
     /// An image's rows lie outside of the segment.
     #[error("an image occupies rows {image:?} of a segment of {tokens} tokens")]
     ImageOutOfRange {
@@ -90,6 +100,20 @@ impl Model {
         options: LoadOptions<'_>,
     ) -> Result<Self, LoadError> {
         let threads = Threads::new(device, options.threads)?;
+        Self::load_on(checkpoint, device, threads, options)
+    }
+
+    /// [`load`](Self::load) on threads that others compute on too; [`LoadOptions::threads`] is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Self::load), except for threads.
+    pub fn load_on(
+        checkpoint: &Checkpoint,
+        device: &Device,
+        threads: Threads,
+        options: LoadOptions<'_>,
+    ) -> Result<Self, LoadError> {
         let decoder = threads.run(|| load::decoder(checkpoint, device, options))?;
         Ok(Self {
             shared: Arc::new(Shared {
@@ -126,9 +150,9 @@ impl Model {
         self.shared.decoder.device()
     }
 
-    /// CPU threads that this model computes with; 1 on devices that are not CPUs.
-    pub fn threads(&self) -> usize {
-        self.shared.threads.count()
+    /// The CPU threads that this model computes with, for others to share.
+    pub fn threads(&self) -> &Threads {
+        &self.shared.threads
     }
 
     /// Runs `f` where this model computes: on its thread pool for CPU devices, else on the caller's thread.
@@ -137,13 +161,16 @@ impl Model {
         self.shared.threads.run(f)
     }
 
-    /// A new, empty cache for one sequence.
+    /// A new, empty cache for one sequence. Its chunk is at least an image long, because the tokens of an
+    /// image are computed together.
     ///
     /// # Errors
     ///
     /// Those of [`KvCache::new`].
     pub fn new_cache(&self, options: &CacheOptions) -> Result<KvCache, CacheError> {
-        KvCache::new(self.decoder().config(), options, self.device())
+        let image_tokens = self.config().image_tokens.map_or(0, |tokens| tokens.mm_tokens_per_image);
+        let chunk = if options.chunk == 0 { 0 } else { options.chunk.max(image_tokens) };
+        KvCache::new(self.decoder().config(), &CacheOptions { chunk, ..*options }, self.device())
     }
 
     /// Appends tokens to one or several sequences: [`Decoder::forward`] on this model's threads.

@@ -104,6 +104,20 @@ pub(super) fn decoder(
     })
 }
 
+/// The elements of a tensor in f32, row-major; with `check_finite` an error if one is NaN or infinite.
+///
+/// # Errors
+///
+/// [`LoadError::Blocks`] or [`LoadError::NotFinite`].
+pub fn expand_checked(view: &TensorView<'_>, check_finite: bool) -> Result<Vec<f32>, LoadError> {
+    let tensor = || view.file_name.to_string();
+    let values = matrix::expand(view).map_err(|source| LoadError::Blocks { tensor: tensor(), source })?;
+    if check_finite && let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+        return Err(LoadError::NotFinite { tensor: tensor(), value: *value, index });
+    }
+    Ok(values)
+}
+
 struct Loader<'a, 'p> {
     checkpoint: &'a Checkpoint,
     device: &'a Device,
@@ -160,13 +174,7 @@ impl Loader<'_, '_> {
     }
 
     fn values(&mut self, view: &TensorView<'_>) -> Result<Vec<f32>, LoadError> {
-        let tensor = || view.file_name.to_string();
-        let values = matrix::expand(view).map_err(|source| LoadError::Blocks { tensor: tensor(), source })?;
-        if self.check_finite
-            && let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite())
-        {
-            return Err(LoadError::NotFinite { tensor: tensor(), value: *value, index });
-        }
+        let values = expand_checked(view, self.check_finite)?;
         self.loaded_bytes += view.bytes.len() as u64;
         if let Some(progress) = &mut self.progress {
             let total_bytes = self.checkpoint.total_weight_bytes();

@@ -20,11 +20,13 @@ mod load;
 mod mask;
 mod norm;
 mod rope;
+mod span;
 mod trace;
 
 pub use decoder::{Decoder, Logits, Segment, SegmentInput};
 pub use handle::{ForwardError, Model};
-pub use load::{LoadError, LoadOptions, LoadProgress};
+pub use load::{LoadError, LoadOptions, LoadProgress, expand_checked};
 pub use norm::RmsNorm;
 pub use rope::RotaryEmbedding;
+pub use span::EmbeddedSpan;
 pub use trace::{Activation, Trace, TracedTensor};

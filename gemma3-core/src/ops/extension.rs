@@ -8,7 +8,7 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
-/// Operations of a decoder step. Shapes and meaning are those of the functions of the same names in
+/// Operations of a decoder step, and of the image encoder that is built from the same parts. Shapes and meaning are those of the functions of the same names in
 /// [`crate::ops::portable`]; `matvec` is `linear` for few rows.
 #[backend_extension(Flex)]
 pub trait DecoderOps: Backend {
@@ -20,6 +20,28 @@ pub trait DecoderOps: Backend {
 
     /// `gelu_tanh(gate) * up`, both \[rows, width\].
     fn gelu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Row-wise layer normalization of `x` \[rows, width\] with `weight` and `bias` \[width\].
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self>;
+
+    /// `gelu_tanh(x + bias)` of `x` \[rows, width\] with `bias` \[width\].
+    fn bias_gelu(x: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Attention of every position over all positions of its sequence; `q`, `k`, `v` and the result are
+    /// \[sequences * tokens, heads * head_dim\].
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        heads: usize,
+        sequences: usize,
+        scale: f32,
+    ) -> FloatTensor<Self>;
 
     /// Rotary embedding of `x` \[tokens, heads, head_dim\] by `cos` and `sin` \[tokens, 1, head_dim / 2\].
     fn rotate(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self>;

@@ -1,4 +1,4 @@
-//! The operations of a decoder step that have more than one implementation.
+//! The operations of the decoder and the image encoder that have more than one implementation.
 //!
 //! The functions of this module are what the model calls. Each takes and returns ordinary
 //! [`Tensor`]s, and each has a plain definition in [`portable`] that is its documentation, its
@@ -70,6 +70,58 @@ pub fn gelu_mul(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
         return Tensor::from_dispatch(<Dispatch as DecoderOps>::gelu_mul(gate, up));
     }
     portable::gelu_mul(gate, up)
+}
+
+/// Layer normalization of each row of `x` \[rows, width\] (true mean and variance), scaled by `weight` and
+/// shifted by `bias` \[width\].
+///
+/// Definition: [`portable::layer_norm`].
+pub fn layer_norm(x: Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if is_accelerated(&x) && is_accelerated(weight) && is_accelerated(bias) {
+        let (weight, bias) = (weight.clone().into_dispatch(), bias.clone().into_dispatch());
+        let x = x.into_dispatch();
+        return Tensor::from_dispatch(<Dispatch as DecoderOps>::layer_norm(x, weight, bias, eps as f32));
+    }
+    portable::layer_norm(x, weight, bias, eps)
+}
+
+/// `gelu_tanh(x + bias)`, `x` \[rows, width\], `bias` \[width\].
+///
+/// Definition: [`portable::bias_gelu`].
+pub fn bias_gelu(x: Tensor<2>, bias: &Tensor<1>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if is_accelerated(&x) && is_accelerated(bias) {
+        let bias = bias.clone().into_dispatch();
+        return Tensor::from_dispatch(<Dispatch as DecoderOps>::bias_gelu(x.into_dispatch(), bias));
+    }
+    portable::bias_gelu(x, bias)
+}
+
+/// Attention of every position over all positions of its own sequence, without mask:
+/// `softmax(scale * q kᵀ) v` for each of `sequences` sequences and `heads` heads. `q`, `k`, `v` and the result
+/// are \[sequences * tokens, heads * head_dim\].
+///
+/// No implementation holds all scores at once: the definition at most 64 MiB of them, flex one tile of at
+/// most 256 queries and one head a thread.
+///
+/// Definition: [`portable::attention`].
+pub fn attention(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
+    heads: usize,
+    sequences: usize,
+    scale: f32,
+) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if is_accelerated(&q) && is_accelerated(&k) && is_accelerated(&v) {
+        let (k, v) = (k.into_dispatch(), v.into_dispatch());
+        let q = q.into_dispatch();
+        let out = <Dispatch as DecoderOps>::attention(q, k, v, heads, sequences, scale);
+        return Tensor::from_dispatch(out);
+    }
+    portable::attention(q, k, v, heads, sequences, scale)
 }
 
 /// Turns each head's vector of `x` \[tokens, heads, head_dim\] by the angles of its token, given as `cos`

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 
-use super::{gelu_mul, linear, portable, rms_norm, rotate};
+use super::{attention, bias_gelu, gelu_mul, layer_norm, linear, portable, rms_norm, rotate};
 
 fn random<const D: usize>(shape: [usize; D], scale: f64, device: &Device) -> Tensor<D> {
     Tensor::random(shape, Distribution::Uniform(-scale, scale), device)
@@ -98,5 +98,54 @@ fn a_rotation_equals_its_definition() {
         let difference: f32 = difference.abs().max().into_scalar();
         // Two products below 3 and a sum: an ulp or two of 6, should one side be compiled with FMA.
         assert!(difference <= 12.0 * f32::EPSILON, "{difference:e}");
+    }
+}
+
+#[test]
+fn layer_norm_equals_its_definition_also_far_from_zero() {
+    let device = Device::flex();
+    for (rows, width) in [(1, 1), (3, 16), (5, 257), (300, 1152)] {
+        for offset in [0.0, 100.0] {
+            let x = random([rows, width], 1.0, &device) + offset;
+            let (weight, bias) = (random([width], 2.0, &device), random([width], 1.0, &device));
+            let ours = layer_norm(x.clone(), &weight, &bias, 1e-6);
+            let difference = max_difference(ours, portable::layer_norm(x, &weight, &bias, 1e-6));
+            // Normalized values are below sqrt(width) times the weight; the mean of values near `offset`
+            // is rounded to an ulp of it, which the normalization enlarges by up to 1 / 0.577.
+            let bound = 2.0 * ((width as f32).sqrt() * 8.0 + offset * 8.0) * f32::EPSILON;
+            assert!(difference <= bound, "[{rows}, {width}] around {offset}: {difference:e} > {bound:e}");
+        }
+    }
+}
+
+#[test]
+fn bias_and_activation_equal_their_definition_and_leave_a_shared_input_alone() {
+    let device = Device::flex();
+    let (x, bias) = (random([9, 1000], 6.0, &device), random([1000], 2.0, &device));
+    let before = x.clone().into_data();
+    let difference = max_difference(bias_gelu(x.clone(), &bias), portable::bias_gelu(x.clone(), &bias));
+    assert!(difference <= 1e-5, "{difference:e}");
+    assert_eq!(x.clone().into_data(), before);
+    // A window into a larger buffer.
+    let window = x.narrow(0, 2, 3);
+    let difference = max_difference(bias_gelu(window.clone(), &bias), portable::bias_gelu(window, &bias));
+    assert!(difference <= 1e-5, "{difference:e}");
+}
+
+#[test]
+fn attention_equals_its_definition() {
+    let device = Device::flex();
+    for (sequences, tokens, heads, head_dim) in
+        [(1, 1, 1, 1), (1, 16, 3, 16), (2, 33, 2, 8), (3, 100, 4, 72), (1, 600, 2, 72)]
+    {
+        let shape = [sequences * tokens, heads * head_dim];
+        let (q, k, v) = (random(shape, 4.0, &device), random(shape, 4.0, &device), random(shape, 1.0, &device));
+        let scale = (head_dim as f32).powf(-0.5);
+        let ours = attention(q.clone(), k.clone(), v.clone(), heads, sequences, scale);
+        let difference = max_difference(ours, portable::attention(q, k, v, heads, sequences, scale));
+        // Scores below 4 * 4 * sqrt(72) = 136 with a relative error of some ulp: an absolute error of
+        // 136 * 8 ulp in the exponent is a relative one of the result, a mean of values below 1.
+        let bound = 136.0 * 8.0 * f32::EPSILON;
+        assert!(difference <= bound, "{sequences} x {tokens}, {heads} x {head_dim}: {difference:e} > {bound:e}");
     }
 }

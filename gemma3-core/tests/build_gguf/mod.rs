@@ -112,6 +112,17 @@ impl GgufBuilder {
         self
     }
 
+    /// Adds a tensor in F32 with the given values.
+    pub fn tensor_of(self, name: &str, shape: &[usize], values: &[f32]) -> Self {
+        let start = self.data.len();
+        let mut file = self.tensor(name, shape);
+        assert_eq!(values.len(), shape.iter().product::<usize>(), "{name}");
+        for (bytes, value) in file.data[start..].chunks_exact_mut(4).zip(values) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+        file
+    }
+
     /// The description of a tensor that was added.
     pub fn tensor_mut(&mut self, name: &str) -> &mut GgufTensor {
         let by_name = |tensor: &&mut GgufTensor| tensor.name == name.as_bytes();

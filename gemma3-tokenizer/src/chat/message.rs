@@ -45,13 +45,27 @@ pub enum Part {
     Image,
 }
 
+impl From<&str> for Part {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Part {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
 /// One turn, or the system message.
 ///
 /// ```
-/// use gemma3_tokenizer::{Message, Part};
+/// use gemma3_tokenizer::{Message, Part, Role};
 ///
 /// let question = Message::user("What is this?").with(Part::Image);
 /// assert_eq!(question.content.len(), 2);
+/// let comparison = Message::new(Role::User, [Part::Image, "or".into(), Part::Image, "?".into()]);
+/// assert_eq!(comparison.images(), 2);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Message {
@@ -63,6 +77,11 @@ pub struct Message {
 }
 
 impl Message {
+    /// A message of parts in any order; strings become text parts by `into()`.
+    pub fn new(role: Role, content: impl Into<Vec<Part>>) -> Self {
+        Self { role, content: content.into() }
+    }
+
     /// A system message. It must be the first.
     pub fn system(text: impl Into<String>) -> Self {
         Self { role: Role::System, content: vec![Part::Text(text.into())] }

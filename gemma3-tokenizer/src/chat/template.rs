@@ -2,7 +2,8 @@
 
 use super::turns::{Piece, Turns};
 use super::{ChatError, Message};
-use crate::error::TokenizerError;
+use crate::images::Images;
+use crate::prompt::PromptEncoder;
 use crate::tokenizer::{Bos, EncodeOptions, SpecialTokens, Tokenizer};
 
 /// How the texts of messages (and the names of unusual roles) are encoded.
@@ -69,7 +70,37 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         user_text: UserText,
     ) -> Result<Vec<u32>, ChatError> {
-        encode(tokenizer, &Turns::of(messages, add_generation_prompt)?, user_text)
+        encode(tokenizer, &Turns::of(messages, add_generation_prompt)?, user_text, None)
+    }
+
+    /// The ids of a conversation with images, beginning with one `<bos>`; what an image becomes is described at
+    /// [`Images`].
+    ///
+    /// With [`UserText::Escape`] every [`Part::Image`](super::Part::Image) is an image, and `<start_of_image>` in a
+    /// text is characters. With [`UserText::Verbatim`] those in texts count as well, as in the reference.
+    ///
+    /// ```
+    /// use gemma3_tokenizer::{ChatTemplate, ImageTokens, Images, Message, Part, Role, Tokenizer, UserText};
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-multimodal/tokenizer.json");
+    ///
+    /// let tokenizer = Tokenizer::from_file(path)?;
+    /// let messages = [Message::new(Role::User, [Part::Image, "What is <start_of_image>?".into()])];
+    /// let images = Images { tokens: ImageTokens::of(&tokenizer, 4)?, crops: &[0] };
+    /// let ids = ChatTemplate::encode_with_images(&tokenizer, &messages, true, UserText::Escape, images)?;
+    /// assert_eq!(ids.iter().filter(|&&id| id == images.tokens.soft_token).count(), 4);
+    /// # Ok::<(), gemma3_tokenizer::ChatError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::encode`] and [`Tokenizer::encode_with_images`].
+    pub fn encode_with_images(
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        user_text: UserText,
+        images: Images<'_>,
+    ) -> Result<Vec<u32>, ChatError> {
+        encode(tokenizer, &Turns::of(messages, add_generation_prompt)?, user_text, Some(images))
     }
 
     /// The text that continues a conversation after an answer: the answer's end, `message`, and the
@@ -106,25 +137,50 @@ impl ChatTemplate {
         answer: Answer,
         user_text: UserText,
     ) -> Result<Vec<u32>, ChatError> {
-        encode(tokenizer, &Turns::after_answer(message, answer == Answer::Ended)?, user_text)
+        encode(tokenizer, &Turns::after_answer(message, answer == Answer::Ended)?, user_text, None)
+    }
+
+    /// The ids that continue a conversation with a message that has images: as [`ChatTemplate::encode_next_turn`],
+    /// with the images of `message` only.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::encode_next_turn`] and [`Tokenizer::encode_with_images`].
+    pub fn encode_next_turn_with_images(
+        tokenizer: &Tokenizer,
+        message: &Message,
+        answer: Answer,
+        user_text: UserText,
+        images: Images<'_>,
+    ) -> Result<Vec<u32>, ChatError> {
+        encode(tokenizer, &Turns::after_answer(message, answer == Answer::Ended)?, user_text, Some(images))
     }
 }
 
-fn encode(tokenizer: &Tokenizer, turns: &Turns, user_text: UserText) -> Result<Vec<u32>, ChatError> {
+/// Without `images` an image is a bare `<start_of_image>`.
+fn encode(
+    tokenizer: &Tokenizer,
+    turns: &Turns<'_>,
+    user_text: UserText,
+    images: Option<Images<'_>>,
+) -> Result<Vec<u32>, ChatError> {
     if user_text == UserText::Verbatim {
-        return Ok(tokenizer.encode(&turns.text_of_all(), Bos::None)?);
+        let text = turns.text_of_all();
+        let options = EncodeOptions { bos: Bos::None, special_tokens: SpecialTokens::Parse };
+        return Ok(match images {
+            Some(images) => tokenizer.encode_with_images(&text, options, images)?,
+            None => tokenizer.encode_with(&text, options)?,
+        });
     }
-    let options = EncodeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
-    let mut ids = Vec::new();
+    let mut prompt = match images {
+        Some(images) => PromptEncoder::with_images(tokenizer, SpecialTokens::Escape, images, turns.images())?,
+        None => PromptEncoder::new(tokenizer, SpecialTokens::Escape),
+    };
     for piece in turns.pieces() {
         match piece {
-            Piece::Special(token) => ids.push(
-                tokenizer
-                    .token_to_id(token)
-                    .ok_or_else(|| TokenizerError::MissingToken { token: (*token).to_owned() })?,
-            ),
-            Piece::Text(text) => ids.extend(tokenizer.encode_with(text, options)?),
+            Piece::Special(token) => prompt.special(token)?,
+            Piece::Image => prompt.image()?,
+            Piece::Text(text) => prompt.text(text),
         }
     }
-    Ok(ids)
+    Ok(prompt.finish()?)
 }

@@ -1,4 +1,4 @@
-//! Gemma 3's chat template in Rust: a conversation as a list of special tokens and texts between them.
+//! Gemma 3's chat template in Rust: a conversation as a list of special tokens, images and texts.
 //!
 //! `<bos>`, then for each message `<start_of_turn>ROLE\nCONTENT<end_of_turn>\n`. The system text and
 //! two newlines come before the content of the first turn. Contents are stripped, the system text is not.
@@ -6,18 +6,20 @@
 use super::{ChatError, Message, Part, Role};
 use crate::special;
 
-/// A piece of a rendered conversation. Two texts are never adjacent: between special tokens everything,
-/// the role's name and its newline included, is encoded as one text, because it merges.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Piece {
+/// A piece of a rendered conversation. Texts side by side belong together: they merge when they are encoded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Piece<'a> {
     Special(&'static str),
-    Text(String),
+    /// A part of a message, never something typed.
+    Image,
+    Text(&'a str),
 }
 
-impl Piece {
-    pub fn as_str(&self) -> &str {
+impl<'a> Piece<'a> {
+    fn as_str(self) -> &'a str {
         match self {
             Self::Special(token) => token,
+            Self::Image => special::START_OF_IMAGE,
             Self::Text(text) => text,
         }
     }
@@ -25,17 +27,15 @@ impl Piece {
 
 /// A conversation under construction.
 #[derive(Default)]
-pub(crate) struct Turns(Vec<Piece>);
+pub(crate) struct Turns<'a>(Vec<Piece<'a>>);
 
-impl Turns {
+impl<'a> Turns<'a> {
     /// The whole conversation.
-    pub fn of(messages: &[Message], add_generation_prompt: bool) -> Result<Self, ChatError> {
-        let (prefix, first_index, turns) = match messages {
+    pub fn of(messages: &'a [Message], add_generation_prompt: bool) -> Result<Self, ChatError> {
+        let (mut system, first_index, turns) = match messages {
             [] => return Err(ChatError::Empty),
-            [system, turns @ ..] if system.role.name() == "system" => {
-                (format!("{}\n\n", system_text(system)?), 1, turns)
-            }
-            turns => (String::new(), 0, turns),
+            [system, turns @ ..] if system.role.name() == "system" => (Some(system_text(system)?), 1, turns),
+            turns => (None, 0, turns),
         };
         let mut this = Self::default();
         this.special(special::BOS);
@@ -45,7 +45,7 @@ impl Turns {
                 let (index, role) = (slot.saturating_add(first_index), message.role.name().to_owned());
                 return Err(ChatError::RolesMustAlternate { index, role });
             }
-            this.turn(message, if slot == 0 { &prefix } else { "" });
+            this.turn(message, system.take());
         }
         if add_generation_prompt {
             this.open(&Role::Model);
@@ -54,7 +54,7 @@ impl Turns {
     }
 
     /// What follows an answer: its end, the user's turn, and the beginning of the next answer.
-    pub fn after_answer(message: &Message, is_answer_ended: bool) -> Result<Self, ChatError> {
+    pub fn after_answer(message: &'a Message, is_answer_ended: bool) -> Result<Self, ChatError> {
         if message.role.name() != "user" {
             return Err(ChatError::NotAUserTurn { role: message.role.name().to_owned() });
         }
@@ -63,33 +63,41 @@ impl Turns {
             this.special(special::END_OF_TURN);
         }
         this.text("\n");
-        this.turn(message, "");
+        this.turn(message, None);
         this.open(&Role::Model);
         Ok(this)
     }
 
-    pub fn pieces(&self) -> &[Piece] {
+    pub fn pieces(&self) -> &[Piece<'a>] {
         &self.0
     }
 
     pub fn text_of_all(&self) -> String {
-        self.0.iter().map(Piece::as_str).collect()
+        self.0.iter().map(|piece| piece.as_str()).collect()
     }
 
-    fn turn(&mut self, message: &Message, prefix: &str) {
+    /// How many images the messages have, where the template writes them.
+    pub fn images(&self) -> usize {
+        self.0.iter().filter(|piece| **piece == Piece::Image).count()
+    }
+
+    fn turn(&mut self, message: &'a Message, system: Option<&'a str>) {
         self.open(&message.role);
-        self.text(prefix);
+        if let Some(system) = system {
+            self.text(system);
+            self.text("\n\n");
+        }
         for part in &message.content {
             match part {
                 Part::Text(text) => self.text(text.trim_matches(is_python_space)),
-                Part::Image => self.special(special::START_OF_IMAGE),
+                Part::Image => self.0.push(Piece::Image),
             }
         }
         self.special(special::END_OF_TURN);
         self.text("\n");
     }
 
-    fn open(&mut self, role: &Role) {
+    fn open(&mut self, role: &'a Role) {
         self.special(special::START_OF_TURN);
         self.text(role.name());
         self.text("\n");
@@ -99,12 +107,8 @@ impl Turns {
         self.0.push(Piece::Special(token));
     }
 
-    fn text(&mut self, text: &str) {
-        match self.0.last_mut() {
-            Some(Piece::Text(last)) => last.push_str(text),
-            _ if text.is_empty() => {}
-            _ => self.0.push(Piece::Text(text.to_owned())),
-        }
+    fn text(&mut self, text: &'a str) {
+        self.0.push(Piece::Text(text));
     }
 }
 

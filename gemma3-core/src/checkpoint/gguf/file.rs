@@ -75,6 +75,11 @@ impl GgufFile {
         self.table.view(name, &self.label)
     }
 
+    /// Stored bytes of the tensor of this name; `None` if there is none, or its format isn't read.
+    pub fn bytes_of(&self, name: &str) -> Option<u64> {
+        self.table.bytes_of(name)
+    }
+
     /// A tensor's shape, without its bytes.
     pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
         let entry = self.table.entries.get(name)?;

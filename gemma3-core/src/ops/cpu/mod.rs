@@ -4,8 +4,13 @@
 //! Every function receives f32 tensors ([`crate::ops`] checked that) and makes its inputs contiguous
 //! first; the weights always are, so that costs nothing where it matters.
 
+mod attention;
+mod bias_gelu;
+mod exp;
 mod gelu_mul;
+mod layer_norm;
 mod matvec;
+mod product;
 mod rms_norm;
 mod rotate;
 
@@ -41,6 +46,36 @@ impl DecoderOps for Flex {
         out
     }
 
+    fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, eps: f32) -> FlexTensor {
+        let [rows, width] = dims(&x);
+        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let mut out = zeros(rows, width);
+        layer_norm::layer_norm(values(&x), values(&weight), values(&bias), out.storage_mut(), eps);
+        out
+    }
+
+    fn bias_gelu(x: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let (mut x, bias) = (owned(x), bias.to_contiguous());
+        bias_gelu::bias_gelu(x.storage_mut(), values(&bias));
+        x
+    }
+
+    fn attention(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        heads: usize,
+        sequences: usize,
+        scale: f32,
+    ) -> FlexTensor {
+        let [rows, width] = dims(&q);
+        let sizes = attention::Sizes { sequences, heads, tokens: rows / sequences, width };
+        let (q, k, v) = (q.to_contiguous(), k.to_contiguous(), v.to_contiguous());
+        let mut out = zeros(rows, width);
+        attention::attention(values(&q), values(&k), values(&v), out.storage_mut(), sizes, scale);
+        out
+    }
+
     fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
         let shape = x.layout().shape().clone();
         let (heads, head_dim) = (shape[1], shape[2]);
@@ -60,6 +95,22 @@ fn dims(tensor: &FlexTensor) -> [usize; 2] {
 /// The elements of a contiguous tensor, which may be a window into a larger buffer.
 fn values(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice().unwrap_or_default()
+}
+
+/// The tensor with a buffer of just its elements, to be written.
+fn owned(tensor: FlexTensor) -> FlexTensor {
+    let tensor = {
+        let given = tensor;
+        given.to_contiguous() // `given` is dropped here, so that the buffer is not shared with it.
+    };
+    let elements = values(&tensor);
+    if elements.len() == tensor.storage::<f32>().len() {
+        return tensor;
+    }
+    // A contiguous tensor may still be a window into a larger buffer.
+    let mut copy = FlexTensor::zeros(tensor.layout().shape().clone(), DType::F32);
+    copy.storage_mut().copy_from_slice(elements);
+    copy
 }
 
 fn zeros(rows: usize, columns: usize) -> FlexTensor {

@@ -1,0 +1,135 @@
+//! From weights to an encoder on a device, tensor by tensor.
+
+use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
+use gemma3_core::checkpoint::TensorFormat;
+use gemma3_core::matrix::Matrix;
+use gemma3_core::model::{LoadError, LoadProgress, RmsNorm, expand_checked};
+
+use crate::model::VisionLoadOptions;
+use crate::projector::Projector;
+use crate::siglip::{Attention, EncoderLayer, LayerNorm, Linear, Mlp, PatchEmbedding, Tower};
+use crate::weights::{EncoderTensor, Parameter, VisionTensor, VisionWeights};
+
+/// Loads encoder and projector onto `device`. Holds one tensor in host memory at a time.
+pub(crate) fn load(
+    weights: &VisionWeights<'_>,
+    device: &Device,
+    options: VisionLoadOptions<'_>,
+) -> Result<(Tower, Projector), LoadError> {
+    let mut loader = Loader {
+        weights,
+        device,
+        check_finite: options.check_finite.unwrap_or(cfg!(debug_assertions)),
+        progress: options.progress,
+        loaded_bytes: 0,
+        total_bytes: weights.total_bytes(),
+    };
+    let config = weights.config();
+    let embeddings = PatchEmbedding {
+        projection: loader.linear(VisionTensor::PatchEmbedding)?,
+        position: loader.position()?,
+        patch_size: config.patch_size,
+    };
+    let mut layers = Vec::with_capacity(config.num_hidden_layers);
+    for index in 0..config.num_hidden_layers {
+        layers.push(loader.layer(index)?);
+    }
+    let post_layernorm = loader.layer_norm(VisionTensor::PostLayernorm)?;
+    let projector = Projector {
+        soft_emb_norm: loader.soft_emb_norm()?,
+        input_projection: loader.input_projection()?,
+        patches_per_side: config.patches_per_side(),
+        tokens_per_side: weights.tokens_per_image().isqrt(),
+    };
+    Ok((Tower { embeddings, layers, post_layernorm }, projector))
+}
+
+struct Loader<'a, 'p> {
+    weights: &'a VisionWeights<'a>,
+    device: &'a Device,
+    check_finite: bool,
+    progress: Option<&'p mut (dyn FnMut(LoadProgress) + Send)>,
+    loaded_bytes: u64,
+    total_bytes: u64,
+}
+
+impl Loader<'_, '_> {
+    fn layer(&mut self, index: usize) -> Result<EncoderLayer, LoadError> {
+        let of = |tensor| move |parameter| VisionTensor::Layer(index, tensor, parameter);
+        Ok(EncoderLayer {
+            layer_norm1: self.layer_norm(of(EncoderTensor::LayerNorm1))?,
+            self_attn: Attention {
+                q_proj: self.linear(of(EncoderTensor::QProj))?,
+                k_proj: self.linear(of(EncoderTensor::KProj))?,
+                v_proj: self.linear(of(EncoderTensor::VProj))?,
+                out_proj: self.linear(of(EncoderTensor::OutProj))?,
+                heads: self.weights.config().num_attention_heads,
+            },
+            layer_norm2: self.layer_norm(of(EncoderTensor::LayerNorm2))?,
+            mlp: Mlp {
+                fc1: self.linear(of(EncoderTensor::Fc1))?,
+                fc2: self.linear(of(EncoderTensor::Fc2))?,
+            },
+        })
+    }
+
+    fn linear(&mut self, of: impl Fn(Parameter) -> VisionTensor) -> Result<Linear, LoadError> {
+        let (values, shape, format) = self.values(of(Parameter::Weight))?;
+        let (out_features, in_features) = (shape[0], shape[1..].iter().product());
+        let weight = Matrix::from_values(values, [out_features, in_features], format, self.device);
+        Ok(Linear { weight, bias: self.vector(of(Parameter::Bias))? })
+    }
+
+    fn layer_norm(&mut self, of: impl Fn(Parameter) -> VisionTensor) -> Result<LayerNorm, LoadError> {
+        Ok(LayerNorm {
+            weight: self.vector(of(Parameter::Weight))?,
+            bias: self.vector(of(Parameter::Bias))?,
+            eps: self.weights.config().layer_norm_eps,
+        })
+    }
+
+    fn position(&mut self) -> Result<Tensor<2>, LoadError> {
+        let (values, shape, _) = self.values(VisionTensor::PositionEmbedding)?;
+        Ok(self.tensor(values, [shape[0], shape[1]]))
+    }
+
+    /// GGUF files store `1 + w`, Hugging Face's `w`; its epsilon is the encoder's.
+    fn soft_emb_norm(&mut self) -> Result<RmsNorm, LoadError> {
+        let (mut scale, shape, _) = self.values(VisionTensor::SoftEmbNorm)?;
+        if !self.weights.norm_includes_one() {
+            scale.iter_mut().for_each(|w| *w += 1.0);
+        }
+        Ok(RmsNorm::new(self.tensor(scale, [shape[0]]), self.weights.config().layer_norm_eps))
+    }
+
+    /// Stored in by out; a [`Matrix`] is out by in.
+    fn input_projection(&mut self) -> Result<Matrix, LoadError> {
+        let (values, shape, format) = self.values(VisionTensor::InputProjection)?;
+        let (inputs, outputs) = (shape[0], shape[1]);
+        let mut transposed = Vec::with_capacity(values.len());
+        for output in 0..outputs {
+            transposed.extend(values.iter().skip(output).step_by(outputs));
+        }
+        Ok(Matrix::from_values(transposed, [outputs, inputs], format, self.device))
+    }
+
+    fn vector(&mut self, tensor: VisionTensor) -> Result<Tensor<1>, LoadError> {
+        let (values, shape, _) = self.values(tensor)?;
+        Ok(self.tensor(values, [shape[0]]))
+    }
+
+    fn tensor<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+        let options = TensorCreationOptions::new(self.device.clone()).with_dtype(DType::F32);
+        Tensor::from_data(TensorData::new(values, shape), options)
+    }
+
+    fn values(&mut self, tensor: VisionTensor) -> Result<(Vec<f32>, Vec<usize>, TensorFormat), LoadError> {
+        let view = self.weights.tensor(tensor)?;
+        let values = expand_checked(&view, self.check_finite)?;
+        self.loaded_bytes += view.bytes.len() as u64;
+        if let Some(progress) = &mut self.progress {
+            progress(LoadProgress { loaded_bytes: self.loaded_bytes, total_bytes: self.total_bytes });
+        }
+        Ok((values, view.shape, view.format))
+    }
+}

@@ -1,0 +1,176 @@
+//! [`VisionModel`]: encoder and projector, shared by everyone who looks at images with it.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use gemma3_core::Threads;
+use gemma3_core::config::VisionConfig;
+use gemma3_core::model::LoadProgress;
+
+use crate::error::VisionError;
+use crate::preprocess::{Preprocessor, PreprocessorConfig};
+use crate::projector::Projector;
+use crate::siglip::Tower;
+use crate::stages::Observer;
+use crate::weights::VisionWeights;
+
+/// How to load an image encoder.
+#[derive(Default)]
+pub struct VisionLoadOptions<'a> {
+    /// Whether to look for weights that are NaN or infinite. `None`: in debug builds only.
+    pub check_finite: Option<bool>,
+    /// Called after each tensor.
+    pub progress: Option<&'a mut (dyn FnMut(LoadProgress) + Send)>,
+}
+
+/// A loaded image encoder with its projector. Cloning shares the weights.
+#[derive(Debug, Clone)]
+pub struct VisionModel {
+    pub(crate) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    tower: Tower,
+    projector: Projector,
+    config: VisionConfig,
+    preprocessor: Preprocessor,
+    tokens_per_image: usize,
+    text_hidden_size: usize,
+    device: Device,
+    threads: Threads,
+}
+
+/// Bytes of attention scores and of products' packed operands, whatever the number of images: an upper
+/// bound of what [`gemma3_core::ops::attention`] holds beside its inputs, on every device.
+const SCORE_BYTES: u64 = 256 << 20;
+
+impl VisionModel {
+    /// Loads encoder and projector onto a device. CPU devices compute on `threads` (those of the decoder,
+    /// usually).
+    ///
+    /// # Errors
+    ///
+    /// Tensors that are missing, malformed or of the wrong shape, sizes that do not fit together, or a
+    /// preprocessor of another model.
+    pub fn load(
+        weights: &VisionWeights<'_>,
+        preprocessor: PreprocessorConfig,
+        device: &Device,
+        threads: &Threads,
+        options: VisionLoadOptions<'_>,
+    ) -> Result<Self, VisionError> {
+        let config = weights.config().clone();
+        config.validate()?;
+        if config.num_channels != 3 {
+            return Err(VisionError::WrongChannels { found: config.num_channels });
+        }
+        if preprocessor.image_size != config.image_size {
+            let (expected, preprocessed) = (config.image_size, preprocessor.image_size);
+            return Err(VisionError::WrongImageSize { expected, preprocessed });
+        }
+        let (tower, projector) = threads.run(|| crate::load::load(weights, device, options))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                tower,
+                projector,
+                config,
+                preprocessor: Preprocessor::new(preprocessor)?,
+                tokens_per_image: weights.tokens_per_image(),
+                text_hidden_size: weights.text_hidden_size(),
+                device: device.clone(),
+                threads: threads.clone(),
+            }),
+        })
+    }
+
+    /// Whether `other` is a clone of this model: the same weights in memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Sizes of the encoder.
+    pub fn config(&self) -> &VisionConfig {
+        &self.shared.config
+    }
+
+    /// What happens to an image before the encoder sees it.
+    pub fn preprocessor(&self) -> &Preprocessor {
+        &self.shared.preprocessor
+    }
+
+    /// Soft tokens an image (or crop): 256 in the released models.
+    pub fn tokens_per_image(&self) -> usize {
+        self.shared.tokens_per_image
+    }
+
+    /// Width of the soft tokens: the decoder's `hidden_size`.
+    pub fn text_hidden_size(&self) -> usize {
+        self.shared.text_hidden_size
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Device {
+        &self.shared.device
+    }
+
+    /// The CPU threads that compute.
+    pub(crate) fn threads(&self) -> &Threads {
+        &self.shared.threads
+    }
+
+    /// Upper bound of the memory that a forward pass over `images` images needs beside the weights:
+    /// `images x 4 x patches x (8 hidden + 4 intermediate) + 256 MiB`. The scores of the attention are
+    /// computed in tiles and do not grow with the square of the patches.
+    pub fn working_bytes(&self, images: usize) -> u64 {
+        let config = self.config();
+        let patches = (config.patches_per_side() as u64).pow(2);
+        let width = 8 * config.hidden_size as u64 + 4 * config.intermediate_size as u64;
+        (images as u64).saturating_mul(4 * patches * width).saturating_add(SCORE_BYTES)
+    }
+
+    /// The most images whose forward pass stays within `working_bytes`; at least one.
+    pub(crate) fn images_within(&self, working_bytes: u64) -> usize {
+        let each = self.working_bytes(1) - SCORE_BYTES;
+        let count = working_bytes.saturating_sub(SCORE_BYTES) / each.max(1);
+        usize::try_from(count).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// `pixel_values` \[images, 3, side, side\], f32, as [`Preprocessor::pixel_values`] gives them for one
+    /// image → \[images, soft tokens, hidden of the decoder\].
+    ///
+    /// # Errors
+    ///
+    /// [`VisionError::WrongPixels`].
+    pub fn forward(&self, pixel_values: Tensor<4>) -> Result<Tensor<3>, VisionError> {
+        self.forward_observed(pixel_values, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// [`forward`](Self::forward) with a look at every stage, and the choice to stop there.
+    ///
+    /// # Errors
+    ///
+    /// [`VisionError::WrongPixels`], or [`VisionError::Cancelled`] if the observer said to stop.
+    pub fn forward_observed(
+        &self,
+        pixel_values: Tensor<4>,
+        observe: &mut (dyn FnMut(crate::Stage, &Tensor<2>) -> ControlFlow<()> + Send),
+    ) -> Result<Tensor<3>, VisionError> {
+        let Shared { config, threads, .. } = &*self.shared;
+        let found = pixel_values.dims();
+        let expected = [found[0].max(1), config.num_channels, config.image_size, config.image_size];
+        if found != expected {
+            return Err(VisionError::WrongPixels { expected, found });
+        }
+        threads.run(|| self.run(pixel_values, &mut |stage, x| observe(stage, x))).ok_or(VisionError::Cancelled)
+    }
+
+    fn run(&self, pixel_values: Tensor<4>, observe: Observer<'_>) -> Option<Tensor<3>> {
+        let Shared { tower, projector, tokens_per_image, text_hidden_size, .. } = &*self.shared;
+        let images = pixel_values.dims()[0];
+        let features = tower.forward(pixel_values, observe)?;
+        let soft_tokens = projector.forward(features, observe)?;
+        Some(soft_tokens.reshape([images, *tokens_per_image, *text_hidden_size]))
+    }
+}

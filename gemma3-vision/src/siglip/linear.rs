@@ -1,0 +1,23 @@
+//! A product with a bias: `x Wᵀ + b`.
+
+use burn::tensor::Tensor;
+use gemma3_core::matrix::Matrix;
+
+/// Weight \[out, in\] and bias \[out\].
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    pub(crate) weight: Matrix,
+    pub(crate) bias: Tensor<1>,
+}
+
+impl Linear {
+    /// \[rows, in\] → \[rows, out\].
+    pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.weight.forward(x) + self.bias.clone().unsqueeze::<2>()
+    }
+
+    /// The product without the bias, for a caller that adds it in a fused operation.
+    pub(crate) fn product(&self, x: Tensor<2>) -> Tensor<2> {
+        self.weight.forward(x)
+    }
+}

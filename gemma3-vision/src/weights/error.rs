@@ -1,0 +1,21 @@
+//! Why a GGUF file is not an image encoder of Gemma 3.
+
+use gemma3_core::checkpoint::CheckpointError;
+use gemma3_core::config::ConfigError;
+
+/// Why a file beside a GGUF language model could not be opened as its image encoder.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MmprojError {
+    /// The file cannot be read as GGUF.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Its metadata describe something else.
+    #[error("{file}: {source}")]
+    Config {
+        /// The file.
+        file: String,
+        /// The key and its value.
+        source: ConfigError,
+    },
+}
