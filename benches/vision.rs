@@ -76,7 +76,8 @@ fn load(device: &gemma3::Device, threads: &Threads) -> VisionModel {
     let checkpoint = Checkpoint::random_with(config, TensorFormat::BF16, tensors, 1).expect("random weights");
     let weights = VisionWeights::in_checkpoint(&checkpoint).expect("an encoder");
     let preprocessor = PreprocessorConfig::gemma3();
-    VisionModel::load(&weights, preprocessor, device, threads, VisionLoadOptions::default()).expect("an encoder")
+    VisionModel::load(&weights, preprocessor, device, threads, VisionLoadOptions::default())
+        .expect("an encoder")
 }
 
 /// The encoder's matrix products and nothing else.

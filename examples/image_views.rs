@@ -56,7 +56,12 @@ fn run(arguments: &Arguments) -> Outcome {
         };
         write(&preprocessor.resize(&view.image), &arguments.out.join(name))?;
     }
-    println!("{} x {}: the whole and {crops} crops, in {}", image.width(), image.height(), arguments.out.display());
+    println!(
+        "{} x {}: the whole and {crops} crops, in {}",
+        image.width(),
+        image.height(),
+        arguments.out.display()
+    );
     Ok(())
 }
 

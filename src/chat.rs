@@ -288,13 +288,9 @@ impl Chat {
         let (tokenizer, message) = (self.gemma.tokenizer(), &question.message);
         refuse_unseen_images(&self.gemma, std::slice::from_ref(message))?;
         self.gemma.prompt(&question.images, |images| match images {
-            Some(images) => ChatTemplate::encode_next_turn_with_images(
-                tokenizer,
-                message,
-                answer,
-                self.user_text,
-                images,
-            ),
+            Some(images) => {
+                ChatTemplate::encode_next_turn_with_images(tokenizer, message, answer, self.user_text, images)
+            }
             None => ChatTemplate::encode_next_turn(tokenizer, message, answer, self.user_text),
         })
     }

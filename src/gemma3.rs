@@ -10,7 +10,9 @@ use gemma3_core::generate::{CancelHandle, SessionOptions};
 use gemma3_core::model::{LoadError, LoadOptions, Model};
 use gemma3_core::{Device, Threads};
 use gemma3_tokenizer::{Bos, Message, Tokenizer, UserText};
-use gemma3_vision::{EncodedImage, Mmproj, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights};
+use gemma3_vision::{
+    EncodedImage, Mmproj, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
+};
 
 use crate::chat::{self, ChatBuilder};
 use crate::images::{Prompt, Vision};
@@ -167,11 +169,10 @@ impl Gemma3 {
         let vision = match &weights {
             Some(weights) => {
                 let mut report = progress.after(0);
-                let vision_options = VisionLoadOptions {
-                    check_finite: options.check_finite,
-                    progress: Some(&mut report),
-                };
-                let preprocessor = preprocessor.unwrap_or_else(|| load::default_preprocessor(weights.config()));
+                let vision_options =
+                    VisionLoadOptions { check_finite: options.check_finite, progress: Some(&mut report) };
+                let preprocessor =
+                    preprocessor.unwrap_or_else(|| load::default_preprocessor(weights.config()));
                 Some(VisionModel::load(weights, preprocessor, device, &threads, vision_options)?)
             }
             None => None,

@@ -66,11 +66,17 @@ fn chunks_never_split_an_image_and_do_not_change_the_result() {
         let mut whole = session(&model, 64);
         whole.append_with(&ids, &spans).expect("a prompt");
         let expected = logits(&mut whole);
-        let chunks: &[usize] = if name == "flex" || name == "ndarray" { &[1, 4, 5, 7, 12, 13, 33] } else { &[13] };
+        let chunks: &[usize] =
+            if name == "flex" || name == "ndarray" { &[1, 4, 5, 7, 12, 13, 33] } else { &[13] };
         for chunk in chunks {
             let mut chunked = session(&model, *chunk);
             chunked.append_with(&ids, &spans).expect("a prompt");
-            assert_close(&format!("chunks of {chunk} on {name}"), &logits(&mut chunked), &expected, TOLERANCE);
+            assert_close(
+                &format!("chunks of {chunk} on {name}"),
+                &logits(&mut chunked),
+                &expected,
+                TOLERANCE,
+            );
         }
     }
 }
@@ -137,7 +143,9 @@ fn a_session_cut_back_around_an_image_equals_a_fresh_one() {
         // And on again, with another image.
         let more = EmbeddedSpan { start: 1, vectors: vectors(&model, 4, 99) };
         for session in [&mut cut, &mut fresh] {
-            session.append_with(&[30, IMAGE, IMAGE, IMAGE, IMAGE, 31], std::slice::from_ref(&more)).expect("more");
+            session
+                .append_with(&[30, IMAGE, IMAGE, IMAGE, IMAGE, 31], std::slice::from_ref(&more))
+                .expect("more");
         }
         assert_close(&format!("on from {len}"), &logits(&mut cut), &logits(&mut fresh), TOLERANCE);
         assert_eq!(greedy(&mut cut, 5), greedy(&mut fresh, 5));
@@ -177,7 +185,10 @@ fn vectors_that_do_not_fit_are_refused_and_change_nothing() {
     };
     let placeholder = GenerateError::PlaceholderWithoutImage { id: IMAGE, position: 4 };
     assert_eq!(refused(&mut session, &ids, &[span(1, 2)]), placeholder);
-    assert_eq!(session.append(&[20, IMAGE]), Err(GenerateError::PlaceholderWithoutImage { id: IMAGE, position: 1 }));
+    assert_eq!(
+        session.append(&[20, IMAGE]),
+        Err(GenerateError::PlaceholderWithoutImage { id: IMAGE, position: 1 })
+    );
     for (spans, after) in [
         (vec![span(1, 2), span(2, 2)], 3),
         (vec![span(4, 2), span(1, 2)], 6),

@@ -79,7 +79,11 @@ impl ImageCache {
     /// # Errors
     ///
     /// Those of [`VisionModel::encode`].
-    pub fn encode(&self, images: &[Image], options: &EncodeOptions) -> Result<Vec<EncodedImage>, VisionError> {
+    pub fn encode(
+        &self,
+        images: &[Image],
+        options: &EncodeOptions,
+    ) -> Result<Vec<EncodedImage>, VisionError> {
         let keys: Vec<Key> = images.iter().map(|image| self.key(image, options)).collect();
         let mut found: HashMap<Key, EncodedImage> = HashMap::new();
         let mut missing: Vec<(Key, Image)> = Vec::new();

@@ -118,7 +118,8 @@ impl VisionModel {
     /// One forward pass.
     fn pass(&self, views: &[&View], cancel: Option<&CancelHandle>) -> Result<Vec<SoftTokens>, VisionError> {
         let side = self.config().image_size;
-        let preprocess = || views.iter().flat_map(|view| self.preprocessor().pixel_values(&view.image)).collect();
+        let preprocess =
+            || views.iter().flat_map(|view| self.preprocessor().pixel_values(&view.image)).collect();
         let pixel_values: Vec<f32> = self.threads().run(preprocess);
         let options = TensorCreationOptions::new(self.device().clone()).with_dtype(DType::F32);
         let data = TensorData::new(pixel_values, [views.len(), 3, side, side]);

@@ -66,10 +66,7 @@ impl Loader<'_, '_> {
                 heads: self.weights.config().num_attention_heads,
             },
             layer_norm2: self.layer_norm(of(EncoderTensor::LayerNorm2))?,
-            mlp: Mlp {
-                fc1: self.linear(of(EncoderTensor::Fc1))?,
-                fc2: self.linear(of(EncoderTensor::Fc2))?,
-            },
+            mlp: Mlp { fc1: self.linear(of(EncoderTensor::Fc1))?, fc2: self.linear(of(EncoderTensor::Fc2))? },
         })
     }
 

@@ -163,7 +163,9 @@ impl VisionModel {
         if found != expected {
             return Err(VisionError::WrongPixels { expected, found });
         }
-        threads.run(|| self.run(pixel_values, &mut |stage, x| observe(stage, x))).ok_or(VisionError::Cancelled)
+        threads
+            .run(|| self.run(pixel_values, &mut |stage, x| observe(stage, x)))
+            .ok_or(VisionError::Cancelled)
     }
 
     fn run(&self, pixel_values: Tensor<4>, observe: Observer<'_>) -> Option<Tensor<3>> {

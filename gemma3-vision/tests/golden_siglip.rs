@@ -35,7 +35,12 @@ fn every_stage_equals_the_reference() {
             let mut compare = |stage, x: &burn::tensor::Tensor<2>| {
                 let name = format!("{case}.{}", golden_name(stage));
                 if let Some((_, expected)) = tiny.tensors.get(&name) {
-                    assert_close(&format!("{name} on {device_name}"), &to_vec(x.clone()), &expected, TOLERANCE);
+                    assert_close(
+                        &format!("{name} on {device_name}"),
+                        &to_vec(x.clone()),
+                        &expected,
+                        TOLERANCE,
+                    );
                     compared += 1;
                 }
                 ControlFlow::Continue(())
@@ -66,7 +71,9 @@ fn images_together_equal_images_alone() {
         let together = to_vec(vision.forward(tiny.pixel_values(&[0, 1, 2], &device)).expect("three images"));
         let alone: Vec<f32> = [0, 1, 2]
             .into_iter()
-            .flat_map(|image| to_vec(vision.forward(tiny.pixel_values(&[image], &device)).expect("one image")))
+            .flat_map(|image| {
+                to_vec(vision.forward(tiny.pixel_values(&[image], &device)).expect("one image"))
+            })
             .collect();
         // Sums in another order where a product's blocking depends on the rows.
         assert_close("together", &together, &alone, 2e-5);

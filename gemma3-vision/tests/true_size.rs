@@ -51,7 +51,8 @@ fn the_true_size_gives_finite_soft_tokens_within_its_memory() {
     let model = VisionModel::load(&weights, preprocessor, &device, &threads, VisionLoadOptions::default())
         .expect("an encoder");
 
-    let pixels: Vec<u8> = (0..640 * 480 * 3_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let pixels: Vec<u8> =
+        (0..640 * 480 * 3_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let image = Image::from_rgb8(640, 480, pixels).expect("an image");
     let before = resident(true);
     let encoded = model.encode_one(&image, &EncodeOptions::default()).expect("soft tokens");

@@ -34,8 +34,11 @@ fn soft_tokens(tiny: &Tiny, weights: &VisionWeights<'_>) -> Vec<f32> {
 
 /// The tiny checkpoint as one safetensors file in memory, with other names.
 fn renamed(tiny: &Tiny, rename: impl Fn(&str) -> String) -> Checkpoint {
-    let views: Vec<_> =
-        tiny.checkpoint.names().map(|name| (rename(name), tiny.checkpoint.raw(name).expect("a tensor"))).collect();
+    let views: Vec<_> = tiny
+        .checkpoint
+        .names()
+        .map(|name| (rename(name), tiny.checkpoint.raw(name).expect("a tensor")))
+        .collect();
     let tensors: BTreeMap<&String, TensorView<'_>> = views
         .iter()
         .map(|(name, view)| {
@@ -143,7 +146,10 @@ fn files_that_are_no_image_encoder_of_gemma_say_so() {
     let Some(tiny) = Tiny::open() else { return };
     let open = |file: GgufBuilder| Mmproj::from_bytes(file.build()).expect_err("an error").to_string();
     let language_model = open(mmproj(&tiny, false).set("general.architecture", string_value("gemma3")));
-    assert!(language_model.contains("general.architecture") && language_model.contains("clip"), "{language_model}");
+    assert!(
+        language_model.contains("general.architecture") && language_model.contains("clip"),
+        "{language_model}"
+    );
     let other = open(mmproj(&tiny, false).set("clip.vision.projector_type", string_value("llava")));
     assert!(other.contains("projector_type") && other.contains("llava"), "{other}");
     let missing = open(mmproj(&tiny, false).without("clip.vision.block_count"));
@@ -173,7 +179,9 @@ fn a_missing_or_misshapen_tensor_is_named() {
     let cut = renamed(&tiny, |name| name.replace("layers.1.mlp.fc2.bias", "layers.1.mlp.other"));
     let weights = VisionWeights::in_checkpoint(&cut).expect("an encoder");
     match load_error(&weights, preprocessor()) {
-        VisionError::Load(LoadError::Checkpoint(CheckpointError::MissingTensor { tensor, expected, .. })) => {
+        VisionError::Load(LoadError::Checkpoint(CheckpointError::MissingTensor {
+            tensor, expected, ..
+        })) => {
             assert!(tensor.ends_with("layers.1.mlp.fc2.bias"), "{tensor}");
             assert_eq!(expected, Some(vec![48]));
         }
@@ -183,8 +191,16 @@ fn a_missing_or_misshapen_tensor_is_named() {
     let file = Mmproj::from_bytes(mmproj(&tiny, false).build()).expect("an mmproj file");
     let weights = VisionWeights::in_mmproj(&file, 65);
     match load_error(&weights, preprocessor()) {
-        VisionError::Load(LoadError::Checkpoint(CheckpointError::WrongShape { tensor, expected, found, .. })) => {
-            assert_eq!((tensor.as_str(), expected, found), ("mm.input_projection.weight", vec![48, 65], vec![48, 64]));
+        VisionError::Load(LoadError::Checkpoint(CheckpointError::WrongShape {
+            tensor,
+            expected,
+            found,
+            ..
+        })) => {
+            assert_eq!(
+                (tensor.as_str(), expected, found),
+                ("mm.input_projection.weight", vec![48, 65], vec![48, 64])
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -216,8 +232,11 @@ fn random_weights_give_finite_and_varied_soft_tokens() {
     };
     let image_tokens = ImageTokens { boi: 500, eoi: 501, image: 502, mm_tokens_per_image: 16 };
     let tensors = random_tensors(&vision, text.hidden_size, TensorFormat::BF16);
-    let config =
-        ModelConfig { vision: Some(vision), image_tokens: Some(image_tokens), ..ModelConfig::from_text(text) };
+    let config = ModelConfig {
+        vision: Some(vision),
+        image_tokens: Some(image_tokens),
+        ..ModelConfig::from_text(text)
+    };
     let checkpoint = Checkpoint::random_with(config, TensorFormat::BF16, tensors, 7).expect("random weights");
     let weights = VisionWeights::in_checkpoint(&checkpoint).expect("an encoder");
     let device = cpu();

@@ -4,7 +4,7 @@
 
 Needs Pillow only (made with 12.3.0). Every image has flat colours in blocks of at least 8x8 pixels, so that lossy
 codecs keep them within a few levels. Prints the colours that Pillow decodes, which the tests hold as literals.
-PNGs are built by the tests themselves, byte by byte.
+Most PNGs are built by the tests themselves, byte by byte.
 """
 
 import io
@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 # Upper left, upper right, lower left, lower right.
 QUADRANTS = [(200, 30, 40), (30, 180, 60), (40, 60, 220), (230, 220, 70)]
+PROFILE_BYTES = 3 << 20
 INKS = [(255, 0, 0, 0), (0, 255, 255, 0), (0, 0, 0, 255), (30, 60, 90, 100)]
 
 
@@ -23,6 +24,13 @@ def quadrants(mode: str, colours: list, width: int, height: int) -> Image.Image:
     for index, colour in enumerate(colours):
         x, y = index % 2 * width // 2, index // 2 * height // 2
         image.paste(colour, (x, y, x + width // 2, y + height // 2))
+    return image
+
+
+def fading(shift: int) -> Image.Image:
+    """Opaque on the left, transparent on the right."""
+    image = Image.new("RGB", (16, 16), QUADRANTS[shift])
+    image.putalpha(Image.linear_gradient("L").rotate(90).resize((16, 16)))
     return image
 
 
@@ -43,6 +51,10 @@ def main(folder: Path) -> None:
     transparent.save(folder / "transparent.webp", lossless=True, exact=True)
     second = quadrants("RGB", QUADRANTS[::-1], 48, 32)
     rgb.save(folder / "animated.webp", save_all=True, append_images=[second], duration=100, lossless=True)
+    first, second = (fading(index) for index in range(2))
+    first.save(folder / "animated_alpha.webp", save_all=True, append_images=[second], duration=100, quality=50)
+    # A colour profile that inflates to a thousand times its size.
+    rgb.save(folder / "profile_bomb.png", icc_profile=bytes(PROFILE_BYTES))
     for path in sorted(folder.iterdir()):
         image = Image.open(path)
         print(path.name, path.stat().st_size, image.mode, image.size, centres(image.convert("RGB")))

@@ -175,7 +175,6 @@ impl Session {
         }
     }
 
-
     /// Appends tokens and computes everything that is not yet computed.
     ///
     /// # Errors
@@ -267,7 +266,8 @@ impl Session {
 
     fn forget_after(&mut self, len: usize) {
         self.ids.truncate(len);
-        self.spans = std::mem::take(&mut self.spans).into_iter().filter_map(|span| span.before(len)).collect();
+        self.spans =
+            std::mem::take(&mut self.spans).into_iter().filter_map(|span| span.before(len)).collect();
         self.logits = None;
     }
 

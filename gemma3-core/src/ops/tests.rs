@@ -139,13 +139,17 @@ fn attention_equals_its_definition() {
         [(1, 1, 1, 1), (1, 16, 3, 16), (2, 33, 2, 8), (3, 100, 4, 72), (1, 600, 2, 72)]
     {
         let shape = [sequences * tokens, heads * head_dim];
-        let (q, k, v) = (random(shape, 4.0, &device), random(shape, 4.0, &device), random(shape, 1.0, &device));
+        let (q, k, v) =
+            (random(shape, 4.0, &device), random(shape, 4.0, &device), random(shape, 1.0, &device));
         let scale = (head_dim as f32).powf(-0.5);
         let ours = attention(q.clone(), k.clone(), v.clone(), heads, sequences, scale);
         let difference = max_difference(ours, portable::attention(q, k, v, heads, sequences, scale));
         // Scores below 4 * 4 * sqrt(72) = 136 with a relative error of some ulp: an absolute error of
         // 136 * 8 ulp in the exponent is a relative one of the result, a mean of values below 1.
         let bound = 136.0 * 8.0 * f32::EPSILON;
-        assert!(difference <= bound, "{sequences} x {tokens}, {heads} x {head_dim}: {difference:e} > {bound:e}");
+        assert!(
+            difference <= bound,
+            "{sequences} x {tokens}, {heads} x {head_dim}: {difference:e} > {bound:e}"
+        );
     }
 }

@@ -6,12 +6,13 @@
 //! Only EXIF data that comes before the pixels is looked at for the orientation.
 
 use std::io::{Cursor, ErrorKind};
+use std::panic::UnwindSafe;
 
 use ::image::codecs::{jpeg::JpegDecoder, png::PngDecoder, webp::WebPDecoder};
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, Limits, RgbImage};
 
-use super::{ImageError, ImageLimits, truncation};
+use super::{ImageError, ImageLimits, container};
 
 /// The formats that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,24 @@ impl Format {
 pub(super) fn decode(encoded: &[u8], limits: &ImageLimits) -> Result<(u32, u32, Vec<u8>), ImageError> {
     limits.check_encoded(encoded.len() as u64)?;
     let format = Format::of(encoded)?;
+    contained(format, || decode_as(format, encoded, limits))
+}
+
+/// Turns a panic of a decoder into an error: bugs in them that hostile bytes reach are not to end the host.
+fn contained<T>(
+    format: Format,
+    decode: impl FnOnce() -> Result<T, ImageError> + UnwindSafe,
+) -> Result<T, ImageError> {
+    std::panic::catch_unwind(decode).unwrap_or_else(|_| {
+        Err(ImageError::Damaged { format: format.name(), problem: "the decoder failed on it".to_owned() })
+    })
+}
+
+fn decode_as(
+    format: Format,
+    encoded: &[u8],
+    limits: &ImageLimits,
+) -> Result<(u32, u32, Vec<u8>), ImageError> {
     match format {
         Format::Png => {
             // The decoder reads more than the size before it can be asked for it.
@@ -76,12 +95,12 @@ pub(super) fn decode(encoded: &[u8], limits: &ImageLimits) -> Result<(u32, u32, 
             pixels(format, decoder.map_err(|error| refused(format, error))?, encoded, limits)
         }
         Format::Jpeg => {
-            truncation::check_jpeg(encoded)?;
+            container::check_jpeg(encoded)?;
             let decoder = JpegDecoder::new(Cursor::new(encoded));
             pixels(format, decoder.map_err(|error| refused(format, error))?, encoded, limits)
         }
         Format::WebP => {
-            let file = truncation::check_webp(encoded)?;
+            let file = container::check_webp(encoded)?;
             let decoder = WebPDecoder::new(Cursor::new(file));
             pixels(format, decoder.map_err(|error| refused(format, error))?, encoded, limits)
         }
@@ -184,5 +203,24 @@ fn refused(format: Format, error: ::image::ImageError) -> ImageError {
         }
         ::image::ImageError::Limits(_) => ImageError::TooMuchMetadata { format },
         error => ImageError::Damaged { format, problem: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_decoder_is_an_error() {
+        let result: Result<(), _> = contained(Format::WebP, || panic!("as hostile bytes may cause"));
+        let error = result.expect_err("a panic");
+        assert!(matches!(error, ImageError::Damaged { format: "WebP", .. }), "{error}");
+    }
+
+    #[test]
+    fn sixteen_bits_keep_their_high_byte() {
+        let samples: Vec<u8> = [0x12ff_u16, 0xff00].iter().flat_map(|sample| sample.to_ne_bytes()).collect();
+        assert_eq!(rgb8(samples.clone(), 1, 2), [0x12, 0x12, 0x12, 0xff, 0xff, 0xff]);
+        assert_eq!(rgb8(samples, 2, 2), [0x12, 0x12, 0x12]);
     }
 }

@@ -21,9 +21,9 @@ pub(super) fn names(checkpoint: &Checkpoint) -> Option<VisionNames> {
         checkpoint.names().any(|other| other == name)
     };
     let of = |encoder, projector| VisionNames::HuggingFace { encoder, projector };
-    let encoder = ENCODERS.into_iter().find(|encoder| {
-        has(of(encoder, PROJECTORS[0]), VisionTensor::PatchEmbedding(Parameter::Weight))
-    })?;
+    let encoder = ENCODERS
+        .into_iter()
+        .find(|encoder| has(of(encoder, PROJECTORS[0]), VisionTensor::PatchEmbedding(Parameter::Weight)))?;
     // Without a projector the published name is the one that is reported as missing.
     let projector =
         PROJECTORS.into_iter().find(|projector| has(of(encoder, projector), VisionTensor::InputProjection));

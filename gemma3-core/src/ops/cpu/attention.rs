@@ -54,15 +54,7 @@ struct Scratch {
 }
 
 /// One tile of queries of one sequence, all heads.
-fn attend(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &mut [f32],
-    sizes: Sizes,
-    scale: f32,
-    scratch: &mut Scratch,
-) {
+fn attend(q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], sizes: Sizes, scale: f32, scratch: &mut Scratch) {
     let Sizes { heads, tokens, width, .. } = sizes;
     let head_dim = width / heads;
     let rows = q.len() / width;
@@ -70,7 +62,8 @@ fn attend(
     let scores = &mut scratch.scores[..rows * tokens];
     for head in 0..heads {
         let first = head * head_dim;
-        let of_head = |rows| Operand { values: &[], rows, columns: head_dim, row_stride: width, column_stride: 1 };
+        let of_head =
+            |rows| Operand { values: &[], rows, columns: head_dim, row_stride: width, column_stride: 1 };
         let queries = Operand { values: &q[first..], ..of_head(rows) };
         let keys = Operand { values: &k[first..], ..of_head(tokens) };
         let values = Operand { values: &v[first..], ..of_head(tokens) };
@@ -85,8 +78,7 @@ fn attend(
         for (row, sum) in scores.chunks_exact_mut(tokens).zip(&mut scratch.sums) {
             *sum = arch.dispatch(Exponentials { row });
         }
-        let weights =
-            Operand { values: scores, rows, columns: tokens, row_stride: tokens, column_stride: 1 };
+        let weights = Operand { values: scores, rows, columns: tokens, row_stride: tokens, column_stride: 1 };
         product(&mut out[first..], width, weights, values, 1.0);
         for (row, sum) in out.chunks_exact_mut(width).zip(&scratch.sums) {
             for value in &mut row[first..first + head_dim] {

@@ -227,14 +227,15 @@ fn packed_scales<L: Lanes>(l: L, bytes: &[u8], b: usize) -> (L::Floats, L::Float
         (l.and(l.shift_right(first, byte), six_bits), l.and(l.shift_right(second, byte), six_bits))
     } else {
         let third = l.load_at(bytes, 96);
-        let (low_bits, high_bits) = (l.splat_u32(0x0f), l.splat_u32(0x30));
-        let join = |low: L::Ints, low_shift, high: L::Ints| {
-            let low = l.and(l.shift_right(low, low_shift), low_bits);
-            l.or(low, l.and(l.shift_right(high, byte + 2), high_bits))
-        };
-        (join(third, byte, first), join(third, byte + 4, second))
+        (join_bits(l, third, byte, first, byte + 2), join_bits(l, third, byte + 4, second, byte + 2))
     };
-    let scale = l.multiply(d, l.to_floats(scale));
-    let minimum = l.multiply(d_min, l.to_floats(minimum));
-    (scale, l.negate_multiply_add(minimum, l.splat(1.0), l.splat(0.0)))
+    let minus_d_min = l.multiply(d_min, l.splat(-1.0));
+    (l.multiply(d, l.to_floats(scale)), l.multiply(minus_d_min, l.to_floats(minimum)))
+}
+
+/// The 6-bit numbers of which `low` shifted has the low four bits and `high` shifted the bits 4 and 5.
+#[inline(always)]
+fn join_bits<L: Lanes>(l: L, low: L::Ints, low_shift: u32, high: L::Ints, high_shift: u32) -> L::Ints {
+    let low = l.and(l.shift_right(low, low_shift), l.splat_u32(0x0f));
+    l.or(low, l.and(l.shift_right(high, high_shift), l.splat_u32(0x30)))
 }

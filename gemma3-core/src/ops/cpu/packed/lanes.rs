@@ -124,12 +124,12 @@ pub(super) trait Lanes: Copy {
     fn multiply(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`; whether it is rounded once or twice depends on the level.
     fn multiply_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// `c - a * b`.
-    fn negate_multiply_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// The sum of the lanes.
     fn reduce(self, a: Self::Floats) -> f32;
     /// Columns of a square of lanes become its rows.
     fn transpose(self, square: [Self::Floats; 8]) -> [Self::Floats; 8];
+    /// Eight f32.
+    fn load_f32(self, bytes: &[u8; 32]) -> Self::Floats;
     /// Eight IEEE halves.
     fn load_f16(self, bytes: &[u8; 16]) -> Self::Floats;
     /// Eight bf16.

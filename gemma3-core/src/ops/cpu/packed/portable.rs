@@ -10,7 +10,7 @@ pub struct Portable;
 
 /// Applies a function to every lane.
 macro_rules! each {
-    (|$($lane:ident in $values:expr),+| $body:expr) => {
+    ($($lane:ident in $values:ident),+ => $body:expr) => {
         std::array::from_fn(|n| {
             $(let $lane = $values[n];)+
             $body
@@ -32,7 +32,7 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load(self, bytes: &[u8; 32]) -> [u32; 8] {
         let lanes = bytes.as_chunks::<4>().0;
-        each!(|lane in lanes| u32::from_le_bytes(lane))
+        each!(lane in lanes => u32::from_le_bytes(lane))
     }
 
     #[inline(always)]
@@ -59,37 +59,37 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn and(self, a: [u32; 8], b: [u32; 8]) -> [u32; 8] {
-        each!(|a in a, b in b| a & b)
+        each!(a in a, b in b => a & b)
     }
 
     #[inline(always)]
     fn or(self, a: [u32; 8], b: [u32; 8]) -> [u32; 8] {
-        each!(|a in a, b in b| a | b)
+        each!(a in a, b in b => a | b)
     }
 
     #[inline(always)]
     fn add(self, a: [u32; 8], b: [u32; 8]) -> [u32; 8] {
-        each!(|a in a, b in b| a.wrapping_add(b))
+        each!(a in a, b in b => a.wrapping_add(b))
     }
 
     #[inline(always)]
     fn shift_left(self, a: [u32; 8], bits: u32) -> [u32; 8] {
-        each!(|a in a| a << bits)
+        each!(a in a => a << bits)
     }
 
     #[inline(always)]
     fn shift_right(self, a: [u32; 8], bits: u32) -> [u32; 8] {
-        each!(|a in a| a >> bits)
+        each!(a in a => a >> bits)
     }
 
     #[inline(always)]
     fn shift_right_signed(self, a: [u32; 8], bits: u32) -> [u32; 8] {
-        each!(|a in a| (a.cast_signed() >> bits).cast_unsigned())
+        each!(a in a => (a.cast_signed() >> bits).cast_unsigned())
     }
 
     #[inline(always)]
     fn to_floats(self, a: [u32; 8]) -> [f32; 8] {
-        each!(|a in a| a.cast_signed() as f32)
+        each!(a in a => a.cast_signed() as f32)
     }
 
     #[inline(always)]
@@ -99,7 +99,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn multiply_bytes(self, bits: u32, sums: [u32; 8], weights: [u32; 8], x: [u32; 8]) -> [u32; 8] {
-        each!(|sum in sums, weight in weights, x in x| {
+        each!(sum in sums, weight in weights, x in x => {
             let mut sum = sum.cast_signed();
             for byte in [0, 8, 16, 24] {
                 let weight = (weight >> byte) as u8;
@@ -132,23 +132,18 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn add_floats(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
-        each!(|a in a, b in b| a + b)
+        each!(a in a, b in b => a + b)
     }
 
     #[inline(always)]
     fn multiply(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
-        each!(|a in a, b in b| a * b)
+        each!(a in a, b in b => a * b)
     }
 
     #[inline(always)]
     fn multiply_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
         // Not `f32::mul_add`: without an instruction for it, that is a call into a library.
-        each!(|a in a, b in b, c in c| a * b + c)
-    }
-
-    #[inline(always)]
-    fn negate_multiply_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
-        each!(|a in a, b in b, c in c| c - a * b)
+        each!(a in a, b in b, c in c => a * b + c)
     }
 
     #[inline(always)]
@@ -162,21 +157,27 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn load_f32(self, bytes: &[u8; 32]) -> [f32; 8] {
+        let floats = bytes.as_chunks::<4>().0;
+        each!(float in floats => f32::from_le_bytes(float))
+    }
+
+    #[inline(always)]
     fn load_f16(self, bytes: &[u8; 16]) -> [f32; 8] {
         let halves = bytes.as_chunks::<2>().0;
-        each!(|half in halves| f16::from_le_bytes(half).to_f32_const())
+        each!(half in halves => f16::from_le_bytes(half).to_f32_const())
     }
 
     #[inline(always)]
     fn load_bf16(self, bytes: &[u8; 16]) -> [f32; 8] {
         let halves = bytes.as_chunks::<2>().0;
-        each!(|half in halves| f32::from_bits(u32::from(u16::from_le_bytes(half)) << 16))
+        each!(half in halves => f32::from_bits(u32::from(u16::from_le_bytes(half)) << 16))
     }
 
     #[inline(always)]
     fn multiply_add_bf16(self, a: [u32; 8], b: [u32; 8], c: [f32; 8]) -> [f32; 8] {
         let even = |pair: u32| f32::from_bits(pair << 16);
         let odd = |pair: u32| f32::from_bits(pair & 0xffff_0000);
-        each!(|a in a, b in b, c in c| c + odd(a) * odd(b) + even(a) * even(b))
+        each!(a in a, b in b, c in c => c + odd(a) * odd(b) + even(a) * even(b))
     }
 }

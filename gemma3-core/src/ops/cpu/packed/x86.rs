@@ -227,12 +227,6 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
     }
 
     #[inline(always)]
-    fn negate_multiply_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_fnmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
     fn reduce(self, a: __m256) -> f32 {
         // SAFETY: as above.
         unsafe {
@@ -277,6 +271,12 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
     }
 
     #[inline(always)]
+    fn load_f32(self, bytes: &[u8; 32]) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_loadu_ps(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn load_f16(self, bytes: &[u8; 16]) -> __m256 {
         // SAFETY: as above.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast())) }
@@ -299,10 +299,10 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
                 return _mm256_dpbf16_ps(c, std::mem::transmute(a), std::mem::transmute(b));
             }
             let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-            let odd = |pair| _mm256_castsi256_ps(_mm256_and_si256(pair, high));
-            let even = |pair| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair));
-            let sum = _mm256_fmadd_ps(odd(a), odd(b), c);
-            _mm256_fmadd_ps(even(a), even(b), sum)
+            let (a_odd, b_odd) = (_mm256_and_si256(a, high), _mm256_and_si256(b, high));
+            let (a_even, b_even) = (_mm256_slli_epi32::<16>(a), _mm256_slli_epi32::<16>(b));
+            let sum = _mm256_fmadd_ps(_mm256_castsi256_ps(a_odd), _mm256_castsi256_ps(b_odd), c);
+            _mm256_fmadd_ps(_mm256_castsi256_ps(a_even), _mm256_castsi256_ps(b_even), sum)
         }
     }
 }

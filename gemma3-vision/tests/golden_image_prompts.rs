@@ -74,8 +74,10 @@ fn logits_with_images_equal_the_reference() {
             let options = CacheOptions { capacity: Some(input.len()), chunk: input.len() };
             let mut cache = loaded.model.new_cache(&options).expect("a cache");
             let input = loaded.model.decoder().embed_with(&input, &spans).expect("vectors");
-            let rows =
-                loaded.model.forward_all(&mut [Segment { input, cache: &mut cache }]).expect("a forward pass");
+            let rows = loaded
+                .model
+                .forward_all(&mut [Segment { input, cache: &mut cache }])
+                .expect("a forward pass");
             let expected = tiny.tensors.values(&format!("{case}.logits"));
             assert_close(&format!("{case}.logits on {name}"), &rows.concat(), &expected, TOLERANCE);
         }

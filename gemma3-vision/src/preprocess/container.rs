@@ -1,8 +1,8 @@
-//! Finding out that an encoded image was cut short.
+//! What the decoders don't check of the file around the pixels.
 //!
-//! The decoders of JPEG and WebP are lenient: where bytes are missing they fill the rest of the image with
-//! gray or with what lies in their buffers, without an error. A model would describe such an image with
-//! confidence. PNG needs no check: its decoder reports an end that comes too early.
+//! The decoders of JPEG and WebP are lenient: where bytes are missing they fill the rest of the image with gray
+//! or with what lies in their buffers, without an error. A model would describe such an image with confidence.
+//! PNG needs no check: its decoder reports an end that comes too early.
 
 use super::ImageError;
 
@@ -66,10 +66,38 @@ pub(super) fn check_webp(encoded: &[u8]) -> Result<&[u8], ImageError> {
         if end > file_bytes {
             return Err(cut_short(end));
         }
+        let chunk = file.get(at..).unwrap_or_default();
+        if let Some(frame) = chunk.strip_prefix(b"ANMF").and_then(|chunk| chunk.get(4..)) {
+            check_webp_frame(frame)?;
+        }
         // Chunks begin at even places.
         at = usize::try_from(end + end % 2).unwrap_or(usize::MAX);
     }
     Ok(file)
+}
+
+/// Checks that a frame of an animation with an alpha channel has the size of its bitstream; the decoder
+/// (image-webp 0.2.4) would index out of bounds.
+fn check_webp_frame(frame: &[u8]) -> Result<(), ImageError> {
+    const CHUNKS: usize = 16; // After place, size, duration and flags.
+    let Some(alpha) = frame.get(CHUNKS..).filter(|chunks| chunks.starts_with(b"ALPH")) else { return Ok(()) };
+    let size_at = |at: usize| frame.get(at..)?.first_chunk().map(|[a, b, c]| u32::from_le_bytes([*a, *b, *c, 0]));
+    let side_at = |bits: &[u8], at: usize| {
+        bits.get(at..)?.first_chunk().map(|side| u32::from(u16::from_le_bytes(*side) & 0x3fff))
+    };
+    // Stored less 1.
+    let promised = size_at(6).zip(size_at(9)).map(|(width, height)| (width + 1, height + 1));
+    let colours = length_at(alpha, 4).and_then(|length| {
+        let length = usize::try_from(length).ok()?;
+        alpha.get(8..)?.get(length.checked_add(length % 2)?..)?.get(8..)
+    });
+    // The bitstream begins with 3 bytes of flags and 3 of magic.
+    let found = colours.and_then(|bits| side_at(bits, 6).zip(side_at(bits, 8)));
+    if found.is_none() || found != promised {
+        let problem = "a frame's size differs from its bitstream's".to_owned();
+        return Err(ImageError::Damaged { format: "WebP", problem });
+    }
+    Ok(())
 }
 
 fn length_at(bytes: &[u8], at: usize) -> Option<u32> {

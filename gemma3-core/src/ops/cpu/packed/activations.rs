@@ -1,0 +1,317 @@
+//! The vectors that weights are multiplied with, in the forms that the kernels read.
+//!
+//! Every form is made of tiles: a few rows (at most so many as a kernel has accumulators for) interleaved,
+//! so that a kernel reads one stream. A tile of `height` rows that begins at row `r` begins at element
+//! `r * in_features`.
+//!
+//! A form is made when the first matrix asks for it, and shared by the others.
+
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use super::formats::BLOCK;
+use super::lanes::{Kernel, Lanes, SimdLevel};
+
+/// How exact a product is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 activations and sums.
+    Exact,
+    /// With block formats, activations are rounded to 8 bits, with a scale for every 32 of a row; with
+    /// bf16 weights and many rows, to bf16 on processors that multiply bf16.
+    Fast,
+}
+
+/// Rows of a tile at most, for the kernels that read packed weights.
+pub(super) const TILE_ROWS: usize = 4;
+/// Rows of a tile at most, for the kernels that read weights expanded to f32 or bf16.
+pub(super) const WIDE_TILE_ROWS: usize = 6;
+/// Up to this many rows, packed weights are read as they are; with more, expanding them first pays.
+pub(super) const FEW_ROWS: usize = 8;
+
+/// Elements that one thread prepares at least.
+const MIN_TASK_ELEMENTS: usize = 32 * 1024;
+
+/// Rows of f32 that matrices are multiplied with.
+#[derive(Debug)]
+pub struct Activations<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) in_features: usize,
+    pub(super) precision: Precision,
+    pub(super) level: SimdLevel,
+    bytes: OnceLock<ByteTiles>,
+    floats: OnceLock<FloatTiles>,
+    halves: OnceLock<Vec<[i8; 4]>>,
+}
+
+impl<'a> Activations<'a> {
+    /// `x` is \[rows, in_features\], row-major.
+    ///
+    /// # Panics
+    ///
+    /// When `x` is not `rows * in_features` long: a mistake of the caller, not of its input.
+    pub fn new(x: &'a [f32], rows: usize, in_features: usize, precision: Precision) -> Self {
+        Self::with_level(x, rows, in_features, precision, SimdLevel::detect())
+    }
+
+    /// As [`Activations::new`], to be multiplied with the instructions of `level`.
+    pub fn with_level(
+        x: &'a [f32],
+        rows: usize,
+        in_features: usize,
+        precision: Precision,
+        level: SimdLevel,
+    ) -> Self {
+        assert_eq!(Some(x.len()), rows.checked_mul(in_features), "x is not [rows, in_features]");
+        let (bytes, floats, halves) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+        Self { x, rows, in_features, precision, level, bytes, floats, halves }
+    }
+
+    /// Rounded to 8 bits, in tiles of [`TILE_ROWS`].
+    pub(super) fn bytes(&self) -> &ByteTiles {
+        self.bytes.get_or_init(|| ByteTiles::new(self.x, self.rows, self.in_features, self.level))
+    }
+
+    /// In f32: tiles of [`TILE_ROWS`] for few rows, else of [`WIDE_TILE_ROWS`].
+    pub(super) fn floats(&self) -> &FloatTiles {
+        self.floats.get_or_init(|| FloatTiles::new(self.x, self.rows, self.in_features))
+    }
+
+    /// Pairs of bf16, in tiles of [`WIDE_TILE_ROWS`]: per pair of columns one of every row. The number of
+    /// columns must be even.
+    pub(super) fn halves(&self) -> &[[i8; 4]] {
+        self.halves.get_or_init(|| pack_halves(self.x, self.rows, self.in_features))
+    }
+}
+
+/// Consecutive rows that are interleaved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tile {
+    /// The first row.
+    pub(super) row: usize,
+    /// Number of rows: the largest possible, or a smaller power of two at the end.
+    pub(super) height: usize,
+}
+
+/// Divides `rows` into tiles.
+pub(super) fn tiles(rows: usize, max_height: usize) -> impl Iterator<Item = Tile> + Clone {
+    let mut row = 0;
+    std::iter::from_fn(move || {
+        let left = rows - row;
+        let height = if left >= max_height { max_height } else { 1 << left.checked_ilog2()? };
+        row += height;
+        Some(Tile { row: row - height, height })
+    })
+}
+
+/// Runs `fill(tile, part of out)` for tiles of rows on the current thread pool. A row has `row_len`
+/// elements in `out`.
+fn for_each_tile<T: Send>(
+    out: &mut [T],
+    rows: usize,
+    max_height: usize,
+    row_len: usize,
+    in_features: usize,
+    fill: impl Fn(Tile, &mut [T]) + Sync,
+) {
+    let task_tiles = MIN_TASK_ELEMENTS.div_ceil((max_height * in_features).max(1));
+    let task_rows = task_tiles * max_height;
+    let piece = |(task, out): (usize, &mut [T])| {
+        let mut out = out;
+        for tile in tiles(task_rows.min(rows - task * task_rows), max_height) {
+            let (part, rest) = std::mem::take(&mut out).split_at_mut(tile.height * row_len);
+            out = rest;
+            fill(Tile { row: task * task_rows + tile.row, ..tile }, part);
+        }
+    };
+    if rows <= task_rows {
+        piece((0, out));
+    } else {
+        out.par_chunks_mut(task_rows * row_len).enumerate().for_each(piece);
+    }
+}
+
+/// Rows rounded to 8 bits with a scale for every 32 columns.
+#[derive(Debug)]
+pub(super) struct ByteTiles {
+    /// In a tile: block, step of four columns, row.
+    pub(super) quants: Vec<[i8; 4]>,
+    /// In a tile: block, [`BlockScales`], row.
+    pub(super) scales: Vec<f32>,
+}
+
+/// What is kept of the scales of a block of a row, in this order: the scale, the sum of the block's
+/// rounded elements (in units of `x`), and the sums of its first and second half.
+pub(super) const BLOCK_SCALES: usize = 4;
+/// Sums of a block in f32: of all elements, and of its first and second half.
+pub(super) const BLOCK_SUMS: usize = 3;
+
+impl ByteTiles {
+    fn new(x: &[f32], rows: usize, in_features: usize, level: SimdLevel) -> Self {
+        let blocks = in_features / BLOCK;
+        let mut both: Vec<QuantizedBlock> = Vec::new();
+        both.resize(rows * blocks, QuantizedBlock::default());
+        if blocks == 0 {
+            return Self { quants: Vec::new(), scales: Vec::new() };
+        }
+        let task_rows = MIN_TASK_ELEMENTS.div_ceil(in_features);
+        if rows <= task_rows {
+            level.run(Quantize { x, out: &mut both });
+        } else {
+            both.par_chunks_mut(task_rows * blocks)
+                .zip(x.par_chunks(task_rows * in_features))
+                .for_each(|(out, x)| level.run(Quantize { x, out }));
+        }
+        let mut quants = vec![[0; 4]; rows * in_features / 4];
+        for_each_tile(&mut quants, rows, TILE_ROWS, in_features / 4, in_features, |tile, out| {
+            for (block, out) in out.chunks_exact_mut(8 * tile.height).enumerate() {
+                for row in 0..tile.height {
+                    let quants = &both[(tile.row + row) * blocks + block].quants;
+                    for (out, quants) in out.iter_mut().skip(row).step_by(tile.height).zip(quants) {
+                        *out = *quants;
+                    }
+                }
+            }
+        });
+        let mut scales = vec![0.0; rows * blocks * BLOCK_SCALES];
+        for_each_tile(&mut scales, rows, TILE_ROWS, blocks * BLOCK_SCALES, in_features, |tile, out| {
+            for (block, out) in out.chunks_exact_mut(BLOCK_SCALES * tile.height).enumerate() {
+                for row in 0..tile.height {
+                    let scales = &both[(tile.row + row) * blocks + block].scales;
+                    for (out, scale) in out.iter_mut().skip(row).step_by(tile.height).zip(scales) {
+                        *out = *scale;
+                    }
+                }
+            }
+        });
+        Self { quants, scales }
+    }
+
+    /// The tile's [`ByteTiles::quants`] and [`ByteTiles::scales`].
+    pub(super) fn tile(&self, tile: Tile, in_features: usize) -> (&[[i8; 4]], &[f32]) {
+        let (start, end) = (tile.row * in_features, (tile.row + tile.height) * in_features);
+        (&self.quants[start / 4..end / 4], &self.scales[start / BLOCK * BLOCK_SCALES..end / BLOCK * BLOCK_SCALES])
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct QuantizedBlock {
+    quants: [[i8; 4]; 8],
+    scales: [f32; BLOCK_SCALES],
+}
+
+/// Rounds consecutive blocks.
+struct Quantize<'a> {
+    x: &'a [f32],
+    out: &'a mut [QuantizedBlock],
+}
+
+impl Kernel for Quantize<'_> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, _lanes: L) {
+        // Plain loops, which the compiler turns into vector instructions of the level.
+        for (x, out) in self.x.as_chunks::<BLOCK>().0.iter().zip(self.out) {
+            let (mut maxima, mut zeros) = ([0.0_f32; 8], [0.0_f32; 8]);
+            for x in x.as_chunks::<8>().0 {
+                for ((maximum, zero), x) in maxima.iter_mut().zip(&mut zeros).zip(x) {
+                    *maximum = if x.abs() > *maximum { x.abs() } else { *maximum };
+                    *zero += 0.0 * x;
+                }
+            }
+            let (mut maximum, mut zero) = (0.0_f32, 0.0);
+            for (lane, lane_zero) in maxima.into_iter().zip(zeros) {
+                maximum = if lane > maximum { lane } else { maximum };
+                zero += lane_zero;
+            }
+            // `zero` is NaN if an element is infinite or NaN, which integers couldn't show.
+            let scale = maximum / 127.0 + zero;
+            let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
+            let mut rounded = [0_i32; BLOCK];
+            for (rounded, x) in rounded.iter_mut().zip(x) {
+                // Adding and taking off 1.5 * 2^23 rounds to an integer; the low bits of the sum are it.
+                let shifted = x * inverse + 12_582_912.0;
+                *rounded = shifted.to_bits().cast_signed() - 0x4b40_0000;
+            }
+            let mut sums = [0_i32; 2];
+            for (sum, half) in sums.iter_mut().zip(rounded.as_chunks::<16>().0) {
+                *sum = half.iter().sum();
+            }
+            for (out, rounded) in out.quants.as_flattened_mut().iter_mut().zip(rounded) {
+                *out = rounded as i8;
+            }
+            let [first, second] = sums;
+            let (first_sum, second_sum) = (first as f32, second as f32);
+            out.scales = [scale, scale * (first + second) as f32, scale * first_sum, scale * second_sum];
+        }
+    }
+}
+
+/// Rows in f32, and sums of their blocks.
+#[derive(Debug)]
+pub(super) struct FloatTiles {
+    /// In a tile: column, row.
+    pub(super) values: Vec<f32>,
+    /// In a tile: block, [`BLOCK_SUMS`], row. Empty unless there are [`FEW_ROWS`].
+    pub(super) sums: Vec<f32>,
+}
+
+impl FloatTiles {
+    fn new(x: &[f32], rows: usize, in_features: usize) -> Self {
+        let (blocks, few) = (in_features / BLOCK, rows <= FEW_ROWS);
+        let max_height = if few { TILE_ROWS } else { WIDE_TILE_ROWS };
+        let mut values = vec![0.0; x.len()];
+        for_each_tile(&mut values, rows, max_height, in_features, in_features, |tile, out| {
+            for row in 0..tile.height {
+                let x = &x[(tile.row + row) * in_features..][..in_features];
+                for (out, x) in out.iter_mut().skip(row).step_by(tile.height).zip(x) {
+                    *out = *x;
+                }
+            }
+        });
+        let mut sums = vec![0.0; if few { rows * blocks * BLOCK_SUMS } else { 0 }];
+        if few {
+            for_each_tile(&mut sums, rows, max_height, blocks * BLOCK_SUMS, in_features, |tile, out| {
+                for row in 0..tile.height {
+                    let x = &x[(tile.row + row) * in_features..][..in_features];
+                    let blocks = x.as_chunks::<BLOCK>().0.iter();
+                    for (x, out) in blocks.zip(out.chunks_exact_mut(BLOCK_SUMS * tile.height)) {
+                        let (first, second) = x.split_at(BLOCK / 2);
+                        let (first, second): (f32, f32) = (first.iter().sum(), second.iter().sum());
+                        let sums = [first + second, first, second];
+                        for (out, sum) in out.iter_mut().skip(row).step_by(tile.height).zip(sums) {
+                            *out = sum;
+                        }
+                    }
+                }
+            });
+        }
+        Self { values, sums }
+    }
+
+    /// The tile's [`FloatTiles::values`].
+    pub(super) fn values(&self, tile: Tile, in_features: usize) -> &[f32] {
+        &self.values[tile.row * in_features..(tile.row + tile.height) * in_features]
+    }
+
+    /// The tile's [`FloatTiles::sums`].
+    pub(super) fn sums(&self, tile: Tile, in_features: usize) -> &[f32] {
+        let row_sums = in_features / BLOCK * BLOCK_SUMS;
+        &self.sums[tile.row * row_sums..(tile.row + tile.height) * row_sums]
+    }
+}
+
+fn pack_halves(x: &[f32], rows: usize, in_features: usize) -> Vec<[i8; 4]> {
+    let mut pairs = vec![[0; 4]; x.len() / 2];
+    for_each_tile(&mut pairs, rows, WIDE_TILE_ROWS, in_features / 2, in_features, |tile, out| {
+        for row in 0..tile.height {
+            let x = x[(tile.row + row) * in_features..][..in_features].as_chunks::<2>().0;
+            for (out, x) in out.iter_mut().skip(row).step_by(tile.height).zip(x) {
+                let [[a, b], [c, d]] = x.map(|x| half::bf16::from_f32(x).to_le_bytes().map(u8::cast_signed));
+                *out = [a, b, c, d];
+            }
+        }
+    });
+    pairs
+}

@@ -1,0 +1,131 @@
+//! Block formats times many rows rounded to 8 bits: integer sums within a block, f32 sums over blocks.
+
+use std::hint::black_box;
+use std::marker::PhantomData;
+
+use super::activations::{Activations, BLOCK_SCALES, TILE_ROWS, Tile};
+use super::formats::{BLOCK, Format};
+use super::lanes::Lanes;
+use super::many_rows::{Expand, PANELS, Sums};
+
+/// Panels of a block format.
+pub(super) struct Bytes<'a, F> {
+    pub(super) panels: &'a [u8],
+    pub(super) in_features: usize,
+    pub(super) format: PhantomData<F>,
+}
+
+/// 32 weights of the rows of two panels, with the fields of [`super::formats::Block`].
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(64))]
+pub(super) struct ByteBlock {
+    quants: [[[u8; 32]; PANELS]; 8],
+    scales: [[[f32; 8]; PANELS]; 2],
+    offsets: [[[f32; 8]; PANELS]; 2],
+}
+
+impl<F: Format> Expand for Bytes<'_, F> {
+    const COLUMNS: usize = BLOCK * F::BLOCKS;
+    const MAX_COLUMNS: usize = 1024;
+    const TILE_ROWS: usize = TILE_ROWS;
+    type Expanded = ByteBlock;
+    const UNIT: usize = BLOCK;
+
+    #[inline(always)]
+    fn expand<L: Lanes>(&self, l: L, panel: usize, start: usize, half: usize, out: &mut [ByteBlock]) {
+        let first = (panel * self.in_features + start) / (BLOCK * F::BLOCKS);
+        let blocks = self.panels[first * F::BYTES..].chunks_exact(F::BYTES);
+        for (bytes, out) in blocks.zip(out.chunks_exact_mut(F::BLOCKS)) {
+            for (b, out) in out.iter_mut().enumerate() {
+                let block = F::block(l, bytes, b);
+                for (out, quants) in out.quants.iter_mut().zip(block.quants) {
+                    l.store(quants, &mut out[half]);
+                }
+                for group in 0..F::GROUPS {
+                    l.store_floats(block.scales[group], &mut out.scales[group][half]);
+                    let offset = if F::OFFSET {
+                        block.offsets[group]
+                    } else {
+                        l.multiply(block.scales[group], l.splat(-L::SIGNED_OFFSET))
+                    };
+                    l.store_floats(offset, &mut out.offsets[group][half]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn multiply<L: Lanes, const T: usize>(
+        l: L,
+        weights: &[ByteBlock],
+        x: &Activations<'_>,
+        tile: Tile,
+        start: usize,
+    ) -> Sums<L, T> {
+        let (quants, scales) = x.bytes().tile(tile, x.in_features);
+        let quants = quants[start / 4 * T..].chunks_exact(8 * T);
+        let scales = scales[start / BLOCK * BLOCK_SCALES * T..].chunks_exact(BLOCK_SCALES * T);
+        let mut sums = [[l.splat(0.0); PANELS]; T];
+        for ((weights, quants), scales) in weights.iter().zip(quants).zip(scales) {
+            for group in 0..F::GROUPS {
+                let steps = group * (8 / F::GROUPS)..(group + 1) * (8 / F::GROUPS);
+                let group_quants = &quants[steps.start * T..steps.end * T];
+                let products = group_products::<L, F, T>(l, &weights.quants[steps], group_quants);
+                let mut weight_scales = [l.splat(0.0); PANELS];
+                let mut offsets = [l.splat(0.0); PANELS];
+                for p in 0..PANELS {
+                    weight_scales[p] = l.load_floats(&weights.scales[group][p]);
+                    offsets[p] = l.load_floats(&weights.offsets[group][p]);
+                }
+                for t in 0..T {
+                    let scale = l.splat(scales[t]);
+                    let x_sum = l.splat(scales[(if F::GROUPS == 1 { 1 } else { 2 + group }) * T + t]);
+                    for p in 0..PANELS {
+                        let scale = l.multiply(weight_scales[p], scale);
+                        sums[t][p] = l.multiply_add(l.to_floats(products[t][p]), scale, sums[t][p]);
+                        if F::OFFSET || L::SIGNED_OFFSET != 0.0 {
+                            sums[t][p] = l.multiply_add(offsets[p], x_sum, sums[t][p]);
+                        }
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// The sums of products of a group of weights with the rows of a tile.
+#[inline(always)]
+fn group_products<L: Lanes, F: Format, const T: usize>(
+    l: L,
+    weights: &[[[u8; 32]; PANELS]],
+    quants: &[[i8; 4]],
+) -> [[L::Ints; PANELS]; T] {
+    let chain = L::chain(F::BITS).min(8 / F::GROUPS);
+    // An unrolled loop is sorted into a tree of sums that no longer fits the registers: the lengths are
+    // hidden from the compiler.
+    let weights = if chain < 4 { &weights[..black_box(8 / F::GROUPS)] } else { weights };
+    let mut products = [[l.zero_ints(); PANELS]; T];
+    for (weights, quants) in weights.chunks_exact(chain).zip(quants.chunks_exact(chain * T)) {
+        let mut chained = [[l.zero_ints(); PANELS]; T];
+        let weights = if chain >= 4 { &weights[..black_box(chain)] } else { weights };
+        for (weights, quants) in weights.iter().zip(quants.as_chunks::<T>().0) {
+            let mut step_weights = [l.zero_ints(); PANELS];
+            for p in 0..PANELS {
+                step_weights[p] = l.load(&weights[p]);
+            }
+            for t in 0..T {
+                let x = l.splat_bytes(quants[t]);
+                for p in 0..PANELS {
+                    chained[t][p] = l.multiply_bytes(F::BITS, chained[t][p], step_weights[p], x);
+                }
+            }
+        }
+        for t in 0..T {
+            for p in 0..PANELS {
+                products[t][p] = l.add(products[t][p], l.sum_bytes(chained[t][p]));
+            }
+        }
+    }
+    products
+}
