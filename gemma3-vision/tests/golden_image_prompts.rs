@@ -92,9 +92,14 @@ fn greedy_tokens_after_images_equal_the_reference_whatever_the_chunk() {
         let loaded = Loaded::new(&tiny, device);
         for (case, golden) in tiny.cases() {
             let (input, expected) = (ids(&golden["input_ids"]), ids(&golden["output_ids"]));
+            // A software GPU compiles for seconds at each new shape: there two images in one schedule that
+            // splits them, or would.
+            let is_cpu = name == "flex" || name == "ndarray";
+            if !is_cpu && case != "two_images" {
+                continue;
+            }
+            let chunks: &[usize] = if is_cpu { &[64, 5, 1] } else { &[5] };
             let spans = loaded.spans(&tiny, golden);
-            // A new shape compiles for seconds on a software GPU: one chunk that splits is enough there.
-            let chunks: &[usize] = if name == "flex" || name == "ndarray" { &[64, 5, 1] } else { &[5] };
             for chunk in chunks {
                 let mut session = loaded.session(*chunk);
                 session.append_with(&input, &spans).expect("a prompt");
@@ -116,7 +121,8 @@ fn a_batch_with_and_without_images_equals_the_cases_alone() {
     let names = tiny.index["batch"]["cases"].as_array().expect("the batch's cases");
     let cases: Vec<&Value> =
         names.iter().map(|name| &tiny.index["cases"][name.as_str().expect("a name")]).collect();
-    for (name, device) in devices() {
+    // Batches and images meet only in the session, which is the same on every device.
+    for (name, device) in devices().into_iter().filter(|(name, _)| ["flex", "ndarray"].contains(name)) {
         let loaded = Loaded::new(&tiny, device);
         let mut sessions: Vec<Session> = cases
             .iter()

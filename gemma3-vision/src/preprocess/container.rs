@@ -81,7 +81,8 @@ pub(super) fn check_webp(encoded: &[u8]) -> Result<&[u8], ImageError> {
 fn check_webp_frame(frame: &[u8]) -> Result<(), ImageError> {
     const CHUNKS: usize = 16; // After place, size, duration and flags.
     let Some(alpha) = frame.get(CHUNKS..).filter(|chunks| chunks.starts_with(b"ALPH")) else { return Ok(()) };
-    let size_at = |at: usize| frame.get(at..)?.first_chunk().map(|[a, b, c]| u32::from_le_bytes([*a, *b, *c, 0]));
+    let size_at =
+        |at: usize| frame.get(at..)?.first_chunk().map(|[a, b, c]| u32::from_le_bytes([*a, *b, *c, 0]));
     let side_at = |bits: &[u8], at: usize| {
         bits.get(at..)?.first_chunk().map(|side| u32::from(u16::from_le_bytes(*side) & 0x3fff))
     };

@@ -6,7 +6,8 @@ use super::{Image, ImageError};
 /// the size is in the first bytes of a file, so a file of a few hundred bytes can claim to hold gigabytes.
 ///
 /// Decoding holds at most 8 bytes a pixel (16-bit RGBA) besides the result's 3, and for a JPEG up to 8 more
-/// for its coefficients.
+/// for its coefficients. What an image claims to hold besides pixels is bounded by its encoded length, except
+/// for the parts of a lossy WebP: 16 MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageLimits {
     /// The longest file or buffer. Default: 64 MiB.

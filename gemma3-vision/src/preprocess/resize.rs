@@ -92,7 +92,8 @@ impl Filter {
     fn apply(&self, row: &[u8], result: &mut [u8]) {
         let row = row.as_chunks::<3>().0;
         let weights = self.weights.chunks_exact(self.taps);
-        for ((window, weights), pixel) in self.windows.iter().zip(weights).zip(result.as_chunks_mut::<3>().0) {
+        for ((window, weights), pixel) in self.windows.iter().zip(weights).zip(result.as_chunks_mut::<3>().0)
+        {
             let pixels = row.get(window.clone()).unwrap_or_default();
             let mut sums = [ONE_HALF; 3];
             for ([red, green, blue], weight) in pixels.iter().zip(weights) {
@@ -105,8 +106,11 @@ impl Filter {
     }
 
     /// Windows and weights of `BAND` pixels of the result at a time.
-    fn bands(&self) -> impl IndexedParallelIterator<Item = (&[Range<usize>], std::slice::ChunksExact<'_, u32>)> {
-        let weights = self.weights.par_chunks(BAND * self.taps).map(|weights| weights.chunks_exact(self.taps));
+    fn bands(
+        &self,
+    ) -> impl IndexedParallelIterator<Item = (&[Range<usize>], std::slice::ChunksExact<'_, u32>)> {
+        let weights =
+            self.weights.par_chunks(BAND * self.taps).map(|weights| weights.chunks_exact(self.taps));
         self.windows.par_chunks(BAND).zip(weights)
     }
 }
@@ -126,7 +130,9 @@ fn resize_band(
         columns.apply(row, &mut resized);
         let windows = windows.iter().zip(weights.clone());
         for ((window, weights), sums) in windows.zip(sums.chunks_exact_mut(row_bytes)) {
-            let Some(weight) = index.checked_sub(window.start).and_then(|at| weights.get(at)) else { continue };
+            let Some(weight) = index.checked_sub(window.start).and_then(|at| weights.get(at)) else {
+                continue;
+            };
             if *weight > 0 {
                 for (sum, level) in sums.iter_mut().zip(&resized) {
                     *sum += u32::from(*level) * weight;
@@ -179,7 +185,8 @@ mod tests {
             let pixels: Vec<u8> = (0..9 * height).map(|index| (index * index * 37 % 251) as u8).collect();
             image(3, height, &pixels)
         };
-        let very_tall = [134, 134, 134, 133, 129, 129, 132, 132, 131, 132, 132, 133, 129, 133, 131, 134, 134, 130];
+        let very_tall =
+            [134, 134, 134, 133, 129, 129, 132, 132, 131, 132, 132, 133, 129, 133, 131, 134, 134, 130];
         assert_eq!(resize(&source(303), 2, 3).pixels(), very_tall);
         let tall = [134, 135, 134, 133, 129, 129, 132, 131, 131, 131, 132, 133, 129, 133, 131, 133, 134, 131];
         assert_eq!(resize(&source(300), 2, 3).pixels(), tall);

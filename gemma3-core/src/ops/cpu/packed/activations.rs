@@ -1,17 +1,16 @@
 //! The vectors that weights are multiplied with, in the forms that the kernels read.
 //!
-//! Every form is made of tiles: a few rows (at most so many as a kernel has accumulators for) interleaved,
-//! so that a kernel reads one stream. A tile of `height` rows that begins at row `r` begins at element
-//! `r * in_features`.
-//!
-//! A form is made when the first matrix asks for it, and shared by the others.
+//! Every form is made of tiles ([`super::tiles`]), and is made when the first matrix asks for it; other
+//! matrices share it.
 
 use std::sync::OnceLock;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::formats::BLOCK;
 use super::lanes::{Kernel, Lanes, SimdLevel};
+use super::tiles::{FEW_ROWS, MIN_TASK_ELEMENTS, TILE_ROWS, WIDE_TILE_ROWS, Tile, interleaved};
 
 /// How exact a product is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,16 +21,6 @@ pub enum Precision {
     /// bf16 weights and many rows, to bf16 on processors that multiply bf16.
     Fast,
 }
-
-/// Rows of a tile at most, for the kernels that read packed weights.
-pub(super) const TILE_ROWS: usize = 4;
-/// Rows of a tile at most, for the kernels that read weights expanded to f32 or bf16.
-pub(super) const WIDE_TILE_ROWS: usize = 6;
-/// Up to this many rows, packed weights are read as they are; with more, expanding them first pays.
-pub(super) const FEW_ROWS: usize = 8;
-
-/// Elements that one thread prepares at least.
-const MIN_TASK_ELEMENTS: usize = 32 * 1024;
 
 /// Rows of f32 that matrices are multiplied with.
 #[derive(Debug)]
@@ -74,7 +63,7 @@ impl<'a> Activations<'a> {
         self.bytes.get_or_init(|| ByteTiles::new(self.x, self.rows, self.in_features, self.level))
     }
 
-    /// In f32: tiles of [`TILE_ROWS`] for few rows, else of [`WIDE_TILE_ROWS`].
+    /// In f32: in tiles of [`TILE_ROWS`] for few rows, else of [`WIDE_TILE_ROWS`].
     pub(super) fn floats(&self) -> &FloatTiles {
         self.floats.get_or_init(|| FloatTiles::new(self.x, self.rows, self.in_features))
     }
@@ -86,59 +75,12 @@ impl<'a> Activations<'a> {
     }
 }
 
-/// Consecutive rows that are interleaved.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tile {
-    /// The first row.
-    pub(super) row: usize,
-    /// Number of rows: the largest possible, or a smaller power of two at the end.
-    pub(super) height: usize,
-}
-
-/// Divides `rows` into tiles.
-pub(super) fn tiles(rows: usize, max_height: usize) -> impl Iterator<Item = Tile> + Clone {
-    let mut row = 0;
-    std::iter::from_fn(move || {
-        let left = rows - row;
-        let height = if left >= max_height { max_height } else { 1 << left.checked_ilog2()? };
-        row += height;
-        Some(Tile { row: row - height, height })
-    })
-}
-
-/// Runs `fill(tile, part of out)` for tiles of rows on the current thread pool. A row has `row_len`
-/// elements in `out`.
-fn for_each_tile<T: Send>(
-    out: &mut [T],
-    rows: usize,
-    max_height: usize,
-    row_len: usize,
-    in_features: usize,
-    fill: impl Fn(Tile, &mut [T]) + Sync,
-) {
-    let task_tiles = MIN_TASK_ELEMENTS.div_ceil((max_height * in_features).max(1));
-    let task_rows = task_tiles * max_height;
-    let piece = |(task, out): (usize, &mut [T])| {
-        let mut out = out;
-        for tile in tiles(task_rows.min(rows - task * task_rows), max_height) {
-            let (part, rest) = std::mem::take(&mut out).split_at_mut(tile.height * row_len);
-            out = rest;
-            fill(Tile { row: task * task_rows + tile.row, ..tile }, part);
-        }
-    };
-    if rows <= task_rows {
-        piece((0, out));
-    } else {
-        out.par_chunks_mut(task_rows * row_len).enumerate().for_each(piece);
-    }
-}
-
 /// Rows rounded to 8 bits with a scale for every 32 columns.
 #[derive(Debug)]
 pub(super) struct ByteTiles {
-    /// In a tile: block, step of four columns, row.
+    /// Of each row: block, step of four columns.
     pub(super) quants: Vec<[i8; 4]>,
-    /// In a tile: block, [`BlockScales`], row.
+    /// Of each row: block, [`BLOCK_SCALES`].
     pub(super) scales: Vec<f32>,
 }
 
@@ -164,29 +106,11 @@ impl ByteTiles {
                 .zip(x.par_chunks(task_rows * in_features))
                 .for_each(|(out, x)| level.run(Quantize { x, out }));
         }
-        let mut quants = vec![[0; 4]; rows * in_features / 4];
-        for_each_tile(&mut quants, rows, TILE_ROWS, in_features / 4, in_features, |tile, out| {
-            for (block, out) in out.chunks_exact_mut(8 * tile.height).enumerate() {
-                for row in 0..tile.height {
-                    let quants = &both[(tile.row + row) * blocks + block].quants;
-                    for (out, quants) in out.iter_mut().skip(row).step_by(tile.height).zip(quants) {
-                        *out = *quants;
-                    }
-                }
-            }
-        });
-        let mut scales = vec![0.0; rows * blocks * BLOCK_SCALES];
-        for_each_tile(&mut scales, rows, TILE_ROWS, blocks * BLOCK_SCALES, in_features, |tile, out| {
-            for (block, out) in out.chunks_exact_mut(BLOCK_SCALES * tile.height).enumerate() {
-                for row in 0..tile.height {
-                    let scales = &both[(tile.row + row) * blocks + block].scales;
-                    for (out, scale) in out.iter_mut().skip(row).step_by(tile.height).zip(scales) {
-                        *out = *scale;
-                    }
-                }
-            }
-        });
-        Self { quants, scales }
+        let row = |row: usize| both[row * blocks..][..blocks].iter();
+        Self {
+            quants: interleaved(rows, TILE_ROWS, 8 * blocks, |r| row(r).flat_map(|block| block.quants)),
+            scales: interleaved(rows, TILE_ROWS, BLOCK_SCALES * blocks, |r| row(r).flat_map(|block| block.scales)),
+        }
     }
 
     /// The tile's [`ByteTiles::quants`] and [`ByteTiles::scales`].
@@ -251,43 +175,24 @@ impl Kernel for Quantize<'_> {
 /// Rows in f32, and sums of their blocks.
 #[derive(Debug)]
 pub(super) struct FloatTiles {
-    /// In a tile: column, row.
+    /// Of each row: column.
     pub(super) values: Vec<f32>,
-    /// In a tile: block, [`BLOCK_SUMS`], row. Empty unless there are [`FEW_ROWS`].
+    /// Of each row: block, [`BLOCK_SUMS`]. Empty with more than [`FEW_ROWS`].
     pub(super) sums: Vec<f32>,
 }
 
 impl FloatTiles {
     fn new(x: &[f32], rows: usize, in_features: usize) -> Self {
-        let (blocks, few) = (in_features / BLOCK, rows <= FEW_ROWS);
-        let max_height = if few { TILE_ROWS } else { WIDE_TILE_ROWS };
-        let mut values = vec![0.0; x.len()];
-        for_each_tile(&mut values, rows, max_height, in_features, in_features, |tile, out| {
-            for row in 0..tile.height {
-                let x = &x[(tile.row + row) * in_features..][..in_features];
-                for (out, x) in out.iter_mut().skip(row).step_by(tile.height).zip(x) {
-                    *out = *x;
-                }
-            }
-        });
-        let mut sums = vec![0.0; if few { rows * blocks * BLOCK_SUMS } else { 0 }];
-        if few {
-            for_each_tile(&mut sums, rows, max_height, blocks * BLOCK_SUMS, in_features, |tile, out| {
-                for row in 0..tile.height {
-                    let x = &x[(tile.row + row) * in_features..][..in_features];
-                    let blocks = x.as_chunks::<BLOCK>().0.iter();
-                    for (x, out) in blocks.zip(out.chunks_exact_mut(BLOCK_SUMS * tile.height)) {
-                        let (first, second) = x.split_at(BLOCK / 2);
-                        let (first, second): (f32, f32) = (first.iter().sum(), second.iter().sum());
-                        let sums = [first + second, first, second];
-                        for (out, sum) in out.iter_mut().skip(row).step_by(tile.height).zip(sums) {
-                            *out = sum;
-                        }
-                    }
-                }
-            });
+        let row = |row: usize| &x[row * in_features..][..in_features];
+        if rows > FEW_ROWS {
+            let values = interleaved(rows, WIDE_TILE_ROWS, in_features, |r| row(r).iter().copied());
+            return Self { values, sums: Vec::new() };
         }
-        Self { values, sums }
+        let sums = |r| row(r).as_chunks::<BLOCK>().0.iter().flat_map(block_sums);
+        Self {
+            values: interleaved(rows, TILE_ROWS, in_features, |r| row(r).iter().copied()),
+            sums: interleaved(rows, TILE_ROWS, in_features / BLOCK * BLOCK_SUMS, sums),
+        }
     }
 
     /// The tile's [`FloatTiles::values`].
@@ -302,16 +207,18 @@ impl FloatTiles {
     }
 }
 
+fn block_sums(x: &[f32; BLOCK]) -> [f32; BLOCK_SUMS] {
+    let (first, second) = x.split_at(BLOCK / 2);
+    let (first, second): (f32, f32) = (first.iter().sum(), second.iter().sum());
+    [first + second, first, second]
+}
+
 fn pack_halves(x: &[f32], rows: usize, in_features: usize) -> Vec<[i8; 4]> {
-    let mut pairs = vec![[0; 4]; x.len() / 2];
-    for_each_tile(&mut pairs, rows, WIDE_TILE_ROWS, in_features / 2, in_features, |tile, out| {
-        for row in 0..tile.height {
-            let x = x[(tile.row + row) * in_features..][..in_features].as_chunks::<2>().0;
-            for (out, x) in out.iter_mut().skip(row).step_by(tile.height).zip(x) {
-                let [[a, b], [c, d]] = x.map(|x| half::bf16::from_f32(x).to_le_bytes().map(u8::cast_signed));
-                *out = [a, b, c, d];
-            }
-        }
-    });
-    pairs
+    let pair = |x: &[f32; 2]| {
+        let [[a, b], [c, d]] = x.map(|x| bf16::from_f32(x).to_le_bytes().map(u8::cast_signed));
+        [a, b, c, d]
+    };
+    interleaved(rows, WIDE_TILE_ROWS, in_features / 2, |row| {
+        x[row * in_features..][..in_features].as_chunks::<2>().0.iter().map(pair)
+    })
 }

@@ -3,11 +3,12 @@
 
 use std::marker::PhantomData;
 
-use super::activations::{Activations, BLOCK_SCALES, BLOCK_SUMS, Precision, TILE_ROWS, tiles};
+use super::activations::{Activations, BLOCK_SCALES, BLOCK_SUMS, Precision};
 use super::formats::{BLOCK, Block, Format};
 use super::lanes::{Kernel, Lanes};
 use super::layout::PANEL_ROWS;
 use super::strips::Strip;
+use super::tiles::{TILE_ROWS, tiles};
 
 /// Multiplies consecutive panels, of which `strip` are the outputs.
 pub(super) struct FewRows<'a, 'b, F> {

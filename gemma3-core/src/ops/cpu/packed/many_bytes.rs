@@ -1,12 +1,12 @@
 //! Block formats times many rows rounded to 8 bits: integer sums within a block, f32 sums over blocks.
 
-use std::hint::black_box;
 use std::marker::PhantomData;
 
-use super::activations::{Activations, BLOCK_SCALES, TILE_ROWS, Tile};
+use super::activations::{Activations, BLOCK_SCALES};
 use super::formats::{BLOCK, Format};
 use super::lanes::Lanes;
 use super::many_rows::{Expand, PANELS, Sums};
+use super::tiles::{TILE_ROWS as T, Tile};
 
 /// Panels of a block format.
 pub(super) struct Bytes<'a, F> {
@@ -24,10 +24,9 @@ pub(super) struct ByteBlock {
     offsets: [[[f32; 8]; PANELS]; 2],
 }
 
-impl<F: Format> Expand for Bytes<'_, F> {
+impl<F: Format> Expand<T> for Bytes<'_, F> {
     const COLUMNS: usize = BLOCK * F::BLOCKS;
     const MAX_COLUMNS: usize = 1024;
-    const TILE_ROWS: usize = TILE_ROWS;
     type Expanded = ByteBlock;
     const UNIT: usize = BLOCK;
 
@@ -55,14 +54,14 @@ impl<F: Format> Expand for Bytes<'_, F> {
     }
 
     #[inline(always)]
-    fn multiply<L: Lanes, const T: usize>(
+    fn multiply<L: Lanes>(
         l: L,
         weights: &[ByteBlock],
         x: &Activations<'_>,
-        tile: Tile,
+        row: usize,
         start: usize,
     ) -> Sums<L, T> {
-        let (quants, scales) = x.bytes().tile(tile, x.in_features);
+        let (quants, scales) = x.bytes().tile(Tile { row, height: T }, x.in_features);
         let quants = quants[start / 4 * T..].chunks_exact(8 * T);
         let scales = scales[start / BLOCK * BLOCK_SCALES * T..].chunks_exact(BLOCK_SCALES * T);
         let mut sums = [[l.splat(0.0); PANELS]; T];
@@ -70,7 +69,7 @@ impl<F: Format> Expand for Bytes<'_, F> {
             for group in 0..F::GROUPS {
                 let steps = group * (8 / F::GROUPS)..(group + 1) * (8 / F::GROUPS);
                 let group_quants = &quants[steps.start * T..steps.end * T];
-                let products = group_products::<L, F, T>(l, &weights.quants[steps], group_quants);
+                let products = group_products::<L, F>(l, &weights.quants[steps], group_quants);
                 let mut weight_scales = [l.splat(0.0); PANELS];
                 let mut offsets = [l.splat(0.0); PANELS];
                 for p in 0..PANELS {
@@ -96,19 +95,15 @@ impl<F: Format> Expand for Bytes<'_, F> {
 
 /// The sums of products of a group of weights with the rows of a tile.
 #[inline(always)]
-fn group_products<L: Lanes, F: Format, const T: usize>(
+fn group_products<L: Lanes, F: Format>(
     l: L,
     weights: &[[[u8; 32]; PANELS]],
     quants: &[[i8; 4]],
 ) -> [[L::Ints; PANELS]; T] {
     let chain = L::chain(F::BITS).min(8 / F::GROUPS);
-    // An unrolled loop is sorted into a tree of sums that no longer fits the registers: the lengths are
-    // hidden from the compiler.
-    let weights = if chain < 4 { &weights[..black_box(8 / F::GROUPS)] } else { weights };
     let mut products = [[l.zero_ints(); PANELS]; T];
     for (weights, quants) in weights.chunks_exact(chain).zip(quants.chunks_exact(chain * T)) {
         let mut chained = [[l.zero_ints(); PANELS]; T];
-        let weights = if chain >= 4 { &weights[..black_box(chain)] } else { weights };
         for (weights, quants) in weights.iter().zip(quants.as_chunks::<T>().0) {
             let mut step_weights = [l.zero_ints(); PANELS];
             for p in 0..PANELS {

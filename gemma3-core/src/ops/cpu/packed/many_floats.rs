@@ -2,12 +2,13 @@
 
 use std::marker::PhantomData;
 
-use super::activations::{Activations, Tile, WIDE_TILE_ROWS};
+use super::activations::Activations;
 use super::formats::{BLOCK, Format};
 use super::lanes::Lanes;
 use super::layout::PANEL_ROWS;
 use super::many_rows::{Expand, PANELS, Sums};
 use super::plain::{Plain, load_tail};
+use super::tiles::{Tile, WIDE_TILE_ROWS as T};
 
 /// Columns whose expanded f32 of two panels (64 bytes a column) leave room in the first-level cache.
 const MAX_COLUMNS: usize = 256;
@@ -22,10 +23,9 @@ pub(super) struct PanelFloats<'a, F> {
     pub(super) format: PhantomData<F>,
 }
 
-impl<F: Format> Expand for PanelFloats<'_, F> {
+impl<F: Format> Expand<T> for PanelFloats<'_, F> {
     const COLUMNS: usize = BLOCK * F::BLOCKS;
     const MAX_COLUMNS: usize = MAX_COLUMNS;
-    const TILE_ROWS: usize = WIDE_TILE_ROWS;
     type Expanded = Column;
     const UNIT: usize = 1;
 
@@ -53,14 +53,14 @@ impl<F: Format> Expand for PanelFloats<'_, F> {
     }
 
     #[inline(always)]
-    fn multiply<L: Lanes, const T: usize>(
+    fn multiply<L: Lanes>(
         l: L,
         weights: &[Column],
         x: &Activations<'_>,
-        tile: Tile,
+        row: usize,
         start: usize,
     ) -> Sums<L, T> {
-        multiply_floats(l, weights, x, tile, start)
+        multiply_floats(l, weights, x, row, start)
     }
 }
 
@@ -71,10 +71,9 @@ pub(super) struct PlainFloats<'a, P> {
     pub(super) format: PhantomData<P>,
 }
 
-impl<P: Plain> Expand for PlainFloats<'_, P> {
+impl<P: Plain> Expand<T> for PlainFloats<'_, P> {
     const COLUMNS: usize = 8;
     const MAX_COLUMNS: usize = MAX_COLUMNS;
-    const TILE_ROWS: usize = WIDE_TILE_ROWS;
     type Expanded = Column;
     const UNIT: usize = 1;
 
@@ -96,26 +95,26 @@ impl<P: Plain> Expand for PlainFloats<'_, P> {
     }
 
     #[inline(always)]
-    fn multiply<L: Lanes, const T: usize>(
+    fn multiply<L: Lanes>(
         l: L,
         weights: &[Column],
         x: &Activations<'_>,
-        tile: Tile,
+        row: usize,
         start: usize,
     ) -> Sums<L, T> {
-        multiply_floats(l, weights, x, tile, start)
+        multiply_floats(l, weights, x, row, start)
     }
 }
 
 #[inline(always)]
-fn multiply_floats<L: Lanes, const T: usize>(
+fn multiply_floats<L: Lanes>(
     l: L,
     weights: &[Column],
     x: &Activations<'_>,
-    tile: Tile,
+    row: usize,
     start: usize,
 ) -> Sums<L, T> {
-    let x = &x.floats().values(tile, x.in_features)[start * T..];
+    let x = &x.floats().values(Tile { row, height: T }, x.in_features)[start * T..];
     let mut sums = [[l.splat(0.0); PANELS]; T];
     for (weights, x) in weights.iter().zip(x.as_chunks::<T>().0) {
         let mut column = [l.splat(0.0); PANELS];
@@ -141,10 +140,9 @@ pub(super) struct HalfRows<'a> {
 /// Two columns of two panels: lanes are rows, with a pair of bf16 each.
 type ColumnPair = [[u8; 32]; PANELS];
 
-impl Expand for HalfRows<'_> {
+impl Expand<T> for HalfRows<'_> {
     const COLUMNS: usize = 16;
     const MAX_COLUMNS: usize = 2 * MAX_COLUMNS;
-    const TILE_ROWS: usize = WIDE_TILE_ROWS;
     type Expanded = ColumnPair;
     const UNIT: usize = 2;
 
@@ -171,14 +169,14 @@ impl Expand for HalfRows<'_> {
     }
 
     #[inline(always)]
-    fn multiply<L: Lanes, const T: usize>(
+    fn multiply<L: Lanes>(
         l: L,
         weights: &[ColumnPair],
         x: &Activations<'_>,
-        tile: Tile,
+        row: usize,
         start: usize,
     ) -> Sums<L, T> {
-        let x = &x.halves()[tile.row * x.in_features / 2..][start / 2 * T..];
+        let x = &x.halves()[row * x.in_features / 2..][start / 2 * T..];
         let mut sums = [[l.splat(0.0); PANELS]; T];
         for (weights, x) in weights.iter().zip(x.as_chunks::<T>().0) {
             let mut pair = [l.zero_ints(); PANELS];

@@ -5,7 +5,7 @@
 //! f32 or bf16 ([`super::many_floats`]). All tiles of `x` then pass by, each a stream from the second-level
 //! cache or memory. So weights are expanded once for all rows.
 
-use super::activations::{Activations, Tile, tiles};
+use super::activations::Activations;
 use super::lanes::{Kernel, Lanes};
 use super::layout::PANEL_ROWS;
 use super::strips::Strip;
@@ -19,41 +19,39 @@ pub(super) const OUTPUTS: usize = PANELS * PANEL_ROWS;
 /// The sums of a tile: per row of it, per panel.
 pub(super) type Sums<L, const T: usize> = [[<L as Lanes>::Floats; PANELS]; T];
 
-/// Weights that can be expanded, and multiplied in that form.
-pub(super) trait Expand {
+/// Weights that can be expanded, and multiplied in that form with tiles of `T` rows.
+pub(super) trait Expand<const T: usize> {
     /// Columns that are expanded together at least; whole numbers of them make up a row.
     const COLUMNS: usize;
     /// Columns that are expanded at once at most.
     const MAX_COLUMNS: usize;
-    /// Rows of a tile at most.
-    const TILE_ROWS: usize;
-    /// Elements of `x` in a unit of [`Expand::Expanded`].
+    /// What holds both panels' weights in [`Expand::UNIT`] columns.
     type Expanded: Clone + Default;
-    /// Columns in a unit of [`Expand::Expanded`], which holds both panels.
+    /// Columns in one [`Expand::Expanded`].
     const UNIT: usize;
 
     /// Expands columns `start..` of eight outputs into part `half` of all units of `out`. There may be
     /// fewer than eight left; what is made of the others doesn't matter.
     fn expand<L: Lanes>(&self, l: L, panel: usize, start: usize, half: usize, out: &mut [Self::Expanded]);
 
-    /// The expanded weights times the columns from `start` on of a tile of `T` rows.
-    fn multiply<L: Lanes, const T: usize>(
+    /// The expanded weights times the columns from `start` on of the tile whose first row is `row`.
+    fn multiply<L: Lanes>(
         l: L,
         weights: &[Self::Expanded],
         x: &Activations<'_>,
-        tile: Tile,
+        row: usize,
         start: usize,
     ) -> Sums<L, T>;
 }
 
 /// Multiplies weights, of which `strip` are the outputs.
-pub(super) struct ManyRows<'a, 'b, E> {
+pub(super) struct ManyRows<'a, 'b, E, const T: usize> {
     pub(super) x: &'a Activations<'b>,
     pub(super) weights: E,
     pub(super) strip: Strip<'a>,
 }
 
-impl<E: Expand> Kernel for ManyRows<'_, '_, E> {
+impl<const T: usize, E: Expand<T>> Kernel for ManyRows<'_, '_, E, T> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, l: L) {
         let in_features = self.x.in_features;
@@ -70,37 +68,27 @@ impl<E: Expand> Kernel for ManyRows<'_, '_, E> {
                         self.weights.expand(l, output / PANEL_ROWS + half, start, half, expanded);
                     }
                 }
-                for tile in tiles(self.x.rows, E::TILE_ROWS) {
-                    match tile.height {
-                        1 => self.tile::<L, 1>(l, expanded, tile, output, start),
-                        2 => self.tile::<L, 2>(l, expanded, tile, output, start),
-                        4 => self.tile::<L, 4>(l, expanded, tile, output, start),
-                        _ => self.tile::<L, 6>(l, expanded, tile, output, start),
-                    }
+                for row in (0..self.x.rows).step_by(T) {
+                    let sums = E::multiply(l, expanded, self.x, row, start);
+                    self.put(l, sums, row, output, start > 0);
                 }
             }
         }
     }
 }
 
-impl<E: Expand> ManyRows<'_, '_, E> {
+impl<const T: usize, E: Expand<T>> ManyRows<'_, '_, E, T> {
+    /// Writes the sums of a tile, or adds them to those of the columns before.
     #[inline(always)]
-    fn tile<L: Lanes, const T: usize>(
-        &mut self,
-        l: L,
-        weights: &[E::Expanded],
-        tile: Tile,
-        output: usize,
-        start: usize,
-    ) {
-        let sums = E::multiply::<L, T>(l, weights, self.x, tile, start);
-        for (t, sums) in sums.into_iter().enumerate() {
+    fn put<L: Lanes>(&mut self, l: L, sums: Sums<L, T>, row: usize, output: usize, accumulate: bool) {
+        let rows = self.x.rows - row;
+        for (t, sums) in sums.into_iter().enumerate().take(rows) {
             for (half, sums) in sums.into_iter().enumerate() {
                 let column = output + half * PANEL_ROWS;
                 if column < self.strip.columns() {
                     let mut values = [0.0; 8];
                     l.store_floats(sums, &mut values);
-                    self.strip.put(tile.row + t, column, values, start > 0);
+                    self.strip.put(row + t, column, values, accumulate);
                 }
             }
         }

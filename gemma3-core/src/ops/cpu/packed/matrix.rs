@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use thiserror::Error;
 
-use super::activations::{Activations, FEW_ROWS, Precision};
+use super::activations::{Activations, Precision};
 use super::few_rows::FewRows;
 use super::formats::{Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use super::layout::{PANEL_ROWS, interleave, panel_bytes, read_row};
@@ -17,6 +17,7 @@ use super::many_floats::{HalfRows, PanelFloats, PlainFloats};
 use super::many_rows::{ManyRows, OUTPUTS};
 use super::plain::{Bf16, F16, F32, Plain, PlainRows};
 use super::strips::Strip;
+use super::tiles::FEW_ROWS;
 use crate::checkpoint::{FormatError, TensorFormat};
 use crate::matrix::blocks::{BlockError, dequantize};
 

@@ -11,6 +11,7 @@
 //! stores take references to arrays of exactly the bytes that they touch, with unaligned instructions.
 #![allow(unsafe_code)]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::lanes::{Kernel, Lanes};
@@ -57,6 +58,16 @@ fn run_avx2<K: Kernel>(lanes: Avx2, kernel: K) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")]
 fn run_avx512<K: Kernel>(lanes: Avx512, kernel: K) {
     kernel.run(lanes);
+}
+
+/// The vector, which the compiler knows nothing about. Integer sums could be regrouped, and are, into trees
+/// of far more values than there are registers.
+#[inline]
+#[target_feature(enable = "avx")]
+fn in_order(mut values: __m256i) -> __m256i {
+    // SAFETY: no instruction is executed, and all that the assembly names is a register.
+    unsafe { asm!("/* {0} */", inout(ymm_reg) values, options(pure, nomem, nostack, preserves_flags)) };
+    values
 }
 
 impl<const AVX512: bool> Lanes for X86<AVX512> {
@@ -121,7 +132,7 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
     #[inline(always)]
     fn add(self, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: as above.
-        unsafe { _mm256_add_epi32(a, b) }
+        unsafe { in_order(_mm256_add_epi32(a, b)) }
     }
 
     #[inline(always)]
@@ -174,9 +185,9 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
                 _mm256_dpbusd_epi32(sums, unsigned, x)
             } else if bits == 8 {
                 let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
-                _mm256_add_epi16(sums, products)
+                in_order(_mm256_add_epi16(sums, products))
             } else {
-                _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, x))
+                in_order(_mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, x)))
             }
         }
     }
