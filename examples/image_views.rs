@@ -119,7 +119,7 @@ fn colour(x: f32, y: f32) -> [u8; 3] {
     }
     if y > meadow {
         let stripe = ((x + 3.0 * y) / 22.0).sin() * 8.0;
-        return [104 + stripe as i32 as u8 / 2, (150.0 + stripe - (y - meadow) / 3.0) as u8, 70];
+        return [(104.0 + stripe) as u8, (150.0 + stripe - (y - meadow) / 3.0) as u8, 70];
     }
     if y > ridge(262.0, 26.0, 170.0, 2.0) {
         return [72, 110, 92];
