@@ -190,7 +190,8 @@ fn images_and_their_places_must_match() {
     // A soft token without an image.
     let error = session.append("stray <image_soft_token>").expect_err("an error").to_string();
     assert!(error.contains("placeholder"), "{error}");
-    let error = session.append_with_images("<start_of_image> and <image_soft_token>", &[image.clone()]);
+    let error =
+        session.append_with_images("<start_of_image> and <image_soft_token>", std::slice::from_ref(&image));
     assert!(matches!(error, Err(Error::SoftTokens(_))), "{error:?}");
     let message = Message::user("what?").with(Part::Image);
     for images in [vec![], vec![image.clone(), image]] {
@@ -253,7 +254,7 @@ fn pan_and_scan_shows_crops_and_reports_them() {
     );
 
     let mut session = gemma.session_with(&context(300)).expect("a session");
-    session.append_with_images("<start_of_image> so?", &[encoded.clone()]).expect("room");
+    session.append_with_images("<start_of_image> so?", std::slice::from_ref(&encoded)).expect("room");
     let text = gemma.tokenizer().decode(session.tokens().ids(), true).expect("text");
     assert!(text.starts_with("Here is the original image \n\n"), "{text}");
     assert!(text.contains("and here are some crops to help you see better"), "{text}");
