@@ -169,8 +169,11 @@ impl Gemma3 {
         let vision = match &weights {
             Some(weights) => {
                 let mut report = progress.after(0);
-                let vision_options =
-                    VisionLoadOptions { check_finite: options.check_finite, progress: Some(&mut report) };
+                let vision_options = VisionLoadOptions {
+                    check_finite: options.check_finite,
+                    precision: options.precision,
+                    progress: Some(&mut report),
+                };
                 let preprocessor =
                     preprocessor.unwrap_or_else(|| load::default_preprocessor(weights.config()));
                 Some(VisionModel::load(weights, preprocessor, device, &threads, vision_options)?)

@@ -84,6 +84,7 @@ pub use gemma3_core as core;
 pub use gemma3_core::cache::CacheOptions;
 pub use gemma3_core::generate::{CancelHandle, FinishReason, ScoredToken, SessionOptions, Token};
 pub use gemma3_core::model::{LoadOptions, LoadProgress};
+pub use gemma3_core::ops::Precision;
 pub use gemma3_core::sampling::SamplingOptions;
 pub use gemma3_core::{Device, device};
 pub use gemma3_tokenizer as tokenizer;

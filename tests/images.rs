@@ -17,13 +17,13 @@ use gemma3::{
 fn tiny() -> Option<Gemma3> {
     let folder = common::golden("tiny-multimodal")?;
     let (_, device) = common::devices().swap_remove(0);
-    Some(Gemma3::load(folder, &device).expect("the tiny model"))
+    Some(Gemma3::load_with(folder, &device, common::exact()).expect("the tiny model"))
 }
 
 fn text_only() -> Option<Gemma3> {
     let folder = common::golden("tiny-text")?;
     let (_, device) = common::devices().swap_remove(0);
-    Some(Gemma3::load(folder, &device).expect("the tiny text model"))
+    Some(Gemma3::load_with(folder, &device, common::exact()).expect("the tiny text model"))
 }
 
 fn greedy(max_new_tokens: usize) -> GenerateOptions {
@@ -428,7 +428,7 @@ fn a_gguf_file_sees_with_its_mmproj_file() {
     let (_, device) = common::devices().swap_remove(0);
     let mut reported = Vec::new();
     let mut progress = |progress: gemma3::LoadProgress| reported.push(progress);
-    let options = LoadOptions { progress: Some(&mut progress), ..LoadOptions::default() };
+    let options = LoadOptions { progress: Some(&mut progress), ..common::exact() };
     // The encoder is made for 56 pixels a side; the tiny folder says so, GGUF files carry it themselves.
     let pair = Gemma3::load_with_mmproj(&text, &mmproj, &device, options).expect("two files");
     let last = reported.last().expect("progress");

@@ -13,7 +13,7 @@ use gemma3::{
 fn tiny() -> Option<Gemma3> {
     let folder = common::golden("tiny-text")?;
     let (_, device) = common::devices().swap_remove(0);
-    Some(Gemma3::load(folder, &device).expect("the tiny model"))
+    Some(Gemma3::load_with(folder, &device, common::exact()).expect("the tiny model"))
 }
 
 fn greedy(max_new_tokens: usize) -> GenerateOptions {

@@ -1,6 +1,6 @@
 //! Command-line arguments that several examples have.
 
-use gemma3::{CacheOptions, Gemma3, GenerateOptions, SessionOptions};
+use gemma3::{CacheOptions, Gemma3, GenerateOptions, Precision, SessionOptions};
 
 /// Which model, where.
 #[derive(Debug, Clone, clap::Args)]
@@ -23,7 +23,7 @@ pub struct ModelArguments {
     #[arg(long)]
     pub threads: Option<usize>,
 
-    /// f32 activations, cache and accumulation. At present the only mode there is.
+    /// f32 activations in every product, as the reference has; slower with quantized weights on the CPU.
     #[arg(long)]
     pub exact: bool,
 
@@ -37,6 +37,10 @@ pub struct ModelArguments {
 }
 
 impl ModelArguments {
+    pub fn precision(&self) -> Precision {
+        if self.exact { Precision::Exact } else { Precision::Fast }
+    }
+
     pub fn session_options(&self) -> SessionOptions {
         SessionOptions { cache: CacheOptions { capacity: self.context, chunk: self.chunk }, sequence: 0 }
     }

@@ -31,8 +31,12 @@ pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
         bar.set_length(p.total_bytes);
         bar.set_position(p.loaded_bytes);
     };
-    let options =
-        LoadOptions { threads: arguments.threads, progress: Some(&mut progress), ..LoadOptions::default() };
+    let options = LoadOptions {
+        threads: arguments.threads,
+        precision: arguments.precision(),
+        progress: Some(&mut progress),
+        ..LoadOptions::default()
+    };
     let gemma = match &arguments.mmproj {
         Some(mmproj) => Gemma3::load_with_mmproj(&path, mmproj, &device, options)?,
         None => Gemma3::load_with(&path, &device, options)?,

@@ -14,7 +14,7 @@ use gemma3_core::checkpoint::Checkpoint;
 use gemma3_core::generate::{
     CancelHandle, FinishReason, GenerateOptions, Session, SessionOptions, generate_batch,
 };
-use gemma3_core::model::{Activation, LoadOptions, Logits, Model, Segment, SegmentInput, Trace};
+use gemma3_core::model::{Activation, Logits, Model, Segment, SegmentInput, Trace};
 use gemma3_core::sampling::SamplingOptions;
 use serde_json::{Map, Value};
 
@@ -281,7 +281,7 @@ fn load_tiny_gguf(device: &Device) -> Option<Model> {
     let (gguf, folder) = (golden("tiny-text.gguf")?, golden("tiny-text")?);
     let config = Checkpoint::open(folder).expect("the folder").config().text.clone();
     let checkpoint = Checkpoint::open(gguf).expect("the GGUF").with_text_config(config).expect("one shape");
-    Some(Model::load(&checkpoint, device, LoadOptions::default()).expect("the GGUF"))
+    Some(Model::load(&checkpoint, device, common::exact()).expect("the GGUF"))
 }
 
 #[test]

@@ -61,7 +61,9 @@ fn prompt(model: &Model, count: usize) -> Vec<u32> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 33) % (vocab_size - 6)) as u32 + 6
     });
-    std::iter::once(2).chain(random).take(count).collect()
+    // The placeholder of images stands for no text.
+    let placeholder = model.config().image_tokens.map(|tokens| tokens.image);
+    std::iter::once(2).chain(random.filter(|id| Some(*id) != placeholder)).take(count).collect()
 }
 
 fn options(capacity: usize, chunk: usize) -> CacheOptions {

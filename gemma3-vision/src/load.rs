@@ -1,9 +1,9 @@
 //! From weights to an encoder on a device, tensor by tensor.
 
 use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
-use gemma3_core::checkpoint::TensorFormat;
 use gemma3_core::matrix::Matrix;
-use gemma3_core::model::{LoadError, LoadProgress, RmsNorm, expand_checked};
+use gemma3_core::model::{LoadError, LoadProgress, RmsNorm, expand_checked, load_matrix};
+use gemma3_core::ops::Precision;
 
 use crate::model::VisionLoadOptions;
 use crate::projector::Projector;
@@ -20,6 +20,7 @@ pub(crate) fn load(
         weights,
         device,
         check_finite: options.check_finite.unwrap_or(cfg!(debug_assertions)),
+        precision: options.precision,
         progress: options.progress,
         loaded_bytes: 0,
         total_bytes: weights.total_bytes(),
@@ -48,6 +49,7 @@ struct Loader<'a, 'p> {
     weights: &'a VisionWeights<'a>,
     device: &'a Device,
     check_finite: bool,
+    precision: Precision,
     progress: Option<&'p mut (dyn FnMut(LoadProgress) + Send)>,
     loaded_bytes: u64,
     total_bytes: u64,
@@ -71,9 +73,10 @@ impl Loader<'_, '_> {
     }
 
     fn linear(&mut self, of: impl Fn(Parameter) -> VisionTensor) -> Result<Linear, LoadError> {
-        let (values, shape, format) = self.values(of(Parameter::Weight))?;
-        let (out_features, in_features) = (shape[0], shape[1..].iter().product());
-        let weight = Matrix::from_values(values, [out_features, in_features], format, self.device);
+        let view = self.weights.tensor(of(Parameter::Weight))?;
+        let bytes = view.bytes.len() as u64;
+        let weight = load_matrix(view, self.device, self.precision, self.check_finite)?;
+        self.report(bytes);
         Ok(Linear { weight, bias: self.vector(of(Parameter::Bias))? })
     }
 
@@ -86,13 +89,13 @@ impl Loader<'_, '_> {
     }
 
     fn position(&mut self) -> Result<Tensor<2>, LoadError> {
-        let (values, shape, _) = self.values(VisionTensor::PositionEmbedding)?;
+        let (values, shape) = self.values(VisionTensor::PositionEmbedding)?;
         Ok(self.tensor(values, [shape[0], shape[1]]))
     }
 
     /// GGUF files store `1 + w`, Hugging Face's `w`; its epsilon is the encoder's.
     fn soft_emb_norm(&mut self) -> Result<RmsNorm, LoadError> {
-        let (mut scale, shape, _) = self.values(VisionTensor::SoftEmbNorm)?;
+        let (mut scale, shape) = self.values(VisionTensor::SoftEmbNorm)?;
         if !self.weights.norm_includes_one() {
             scale.iter_mut().for_each(|w| *w += 1.0);
         }
@@ -101,17 +104,17 @@ impl Loader<'_, '_> {
 
     /// Stored in by out; a [`Matrix`] is out by in.
     fn input_projection(&mut self) -> Result<Matrix, LoadError> {
-        let (values, shape, format) = self.values(VisionTensor::InputProjection)?;
+        let (values, shape) = self.values(VisionTensor::InputProjection)?;
         let (inputs, outputs) = (shape[0], shape[1]);
         let mut transposed = Vec::with_capacity(values.len());
         for output in 0..outputs {
             transposed.extend(values.iter().skip(output).step_by(outputs));
         }
-        Ok(Matrix::from_values(transposed, [outputs, inputs], format, self.device))
+        Ok(Matrix::from_values(transposed, [outputs, inputs], self.device))
     }
 
     fn vector(&mut self, tensor: VisionTensor) -> Result<Tensor<1>, LoadError> {
-        let (values, shape, _) = self.values(tensor)?;
+        let (values, shape) = self.values(tensor)?;
         Ok(self.tensor(values, [shape[0]]))
     }
 
@@ -120,13 +123,17 @@ impl Loader<'_, '_> {
         Tensor::from_data(TensorData::new(values, shape), options)
     }
 
-    fn values(&mut self, tensor: VisionTensor) -> Result<(Vec<f32>, Vec<usize>, TensorFormat), LoadError> {
+    fn values(&mut self, tensor: VisionTensor) -> Result<(Vec<f32>, Vec<usize>), LoadError> {
         let view = self.weights.tensor(tensor)?;
         let values = expand_checked(&view, self.check_finite)?;
-        self.loaded_bytes += view.bytes.len() as u64;
+        self.report(view.bytes.len() as u64);
+        Ok((values, view.shape))
+    }
+
+    fn report(&mut self, bytes: u64) {
+        self.loaded_bytes += bytes;
         if let Some(progress) = &mut self.progress {
             progress(LoadProgress { loaded_bytes: self.loaded_bytes, total_bytes: self.total_bytes });
         }
-        Ok((values, view.shape, view.format))
     }
 }

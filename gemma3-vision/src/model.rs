@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor};
 use gemma3_core::Threads;
 use gemma3_core::config::VisionConfig;
 use gemma3_core::model::LoadProgress;
+use gemma3_core::ops::Precision;
 
 use crate::error::VisionError;
 use crate::preprocess::{Preprocessor, PreprocessorConfig};
@@ -20,6 +21,8 @@ use crate::weights::VisionWeights;
 pub struct VisionLoadOptions<'a> {
     /// Whether to look for weights that are NaN or infinite. `None`: in debug builds only.
     pub check_finite: Option<bool>,
+    /// How exact the products are.
+    pub precision: Precision,
     /// Called after each tensor.
     pub progress: Option<&'a mut (dyn FnMut(LoadProgress) + Send)>,
 }

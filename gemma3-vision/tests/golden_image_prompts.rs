@@ -10,7 +10,7 @@ use common::{assert_close, devices, ids, numbers};
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::generate::{CancelHandle, GenerateOptions, Session, SessionOptions, generate_batch};
-use gemma3_core::model::{EmbeddedSpan, LoadOptions, Model, Segment};
+use gemma3_core::model::{EmbeddedSpan, Model, Segment};
 use gemma3_vision::{SoftTokens, SoftTokensError, VisionModel, place};
 use serde_json::Value;
 use tiny::Tiny;
@@ -26,7 +26,7 @@ struct Loaded {
 
 impl Loaded {
     fn new(tiny: &Tiny, device: Device) -> Self {
-        let model = Model::load(&tiny.checkpoint, &device, LoadOptions::default()).expect("a model");
+        let model = Model::load(&tiny.checkpoint, &device, common::exact()).expect("a model");
         Self { model, vision: tiny.vision(&device), device }
     }
 

@@ -45,6 +45,12 @@ impl CheckpointBytes {
         Ok(Self(Arc::new(map)))
     }
 
+    /// What holds the bytes, to be kept by weights that are used where they lie.
+    #[cfg(feature = "flex")]
+    pub(crate) fn owner(&self) -> Arc<dyn AsRef<[u8]> + Send + Sync> {
+        Arc::clone(&self.0)
+    }
+
     /// All bytes.
     pub fn as_slice(&self) -> &[u8] {
         (*self.0).as_ref()

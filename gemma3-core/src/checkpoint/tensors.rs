@@ -21,6 +21,9 @@ pub struct TensorView<'a> {
     /// The stored bytes, exactly as many as shape and format ask for: borrowed from the mapped
     /// file, or made just now for random weights.
     pub bytes: Cow<'a, [u8]>,
+    /// Where in which file borrowed bytes lie, for those who keep them.
+    #[cfg_attr(not(feature = "flex"), expect(dead_code, reason = "only packed weights keep bytes"))]
+    pub(crate) place: Option<(CheckpointBytes, Range<usize>)>,
 }
 
 /// The format as the file gives it: one that is read, or the name of one that isn't.
@@ -130,13 +133,15 @@ impl TensorTable {
         let expected = format.tensor_bytes(&entry.shape).map_err(|source| {
             CheckpointError::InvalidTensor { file: file.to_owned(), tensor: name.clone(), source }
         })?;
+        let mut place = None;
         let bytes = match &entry.content {
             Content::Random(random) => Cow::Owned(random.bytes(name, expected)),
             Content::File { file: index, range } => {
                 // Checked when the header was read; checked again because an application's bytes
                 // may have changed since.
-                let all = self.files.get(*index).map(|file| file.bytes.as_slice());
-                let all = all.unwrap_or_default();
+                let file_bytes = self.files.get(*index).map(|file| &file.bytes);
+                place = file_bytes.map(|bytes| (bytes.clone(), range.clone()));
+                let all = file_bytes.map(CheckpointBytes::as_slice).unwrap_or_default();
                 let bytes = all.get(range.clone()).filter(|b| b.len() == expected);
                 Cow::Borrowed(bytes.ok_or_else(|| CheckpointError::OutOfFile {
                     file: file.to_owned(),
@@ -147,7 +152,7 @@ impl TensorTable {
                 })?)
             }
         };
-        Ok(TensorView { file_name: name, source: file, shape: entry.shape.clone(), format, bytes })
+        Ok(TensorView { file_name: name, source: file, shape: entry.shape.clone(), format, bytes, place })
     }
 }
 

@@ -1,23 +1,55 @@
 //! A weight matrix: it knows its format, how to multiply with it, and how to look rows up.
 //!
-//! This is the seam behind which packed weights will live. At present every format is expanded to f32
-//! when it is loaded, and only [`Matrix::format`] remembers the file's.
+//! On flex weights stay in the format of their file, in memory and in every product. Other devices expand
+//! them to f32 when they are loaded.
 
 pub mod blocks;
+
+#[cfg(feature = "flex")]
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorCreationOptions, TensorData};
 use rayon::prelude::*;
 
 use crate::checkpoint::{TensorFormat, TensorView};
-use crate::ops;
+#[cfg(feature = "flex")]
+use crate::ops::cpu::packed::{PackedError, PackedMatrix, SharedBytes};
+use crate::ops::{self, Precision};
 use blocks::BlockError;
 
 /// A matrix \[out, in\] of weights.
 #[derive(Debug, Clone)]
 pub struct Matrix {
-    format: TensorFormat,
-    /// \[out, in\] in f32.
-    weight: Tensor<2>,
+    device: Device,
+    storage: Storage,
+}
+
+#[derive(Debug, Clone)]
+enum Storage {
+    /// \[out, in\] in f32, from a file of the given format.
+    Floats { weight: Tensor<2>, format: TensorFormat },
+    /// In the file's format.
+    #[cfg(feature = "flex")]
+    Packed { weight: Arc<PackedMatrix>, precision: Precision },
+}
+
+/// Why bytes do not make a matrix.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MatrixError {
+    /// The bytes are not what format and shape ask for.
+    #[error(transparent)]
+    Blocks(#[from] BlockError),
+    /// The bytes cannot be kept in their format.
+    #[cfg(feature = "flex")]
+    #[error(transparent)]
+    Packed(#[from] PackedError),
+    /// A tensor without axes.
+    #[error("expected a matrix, found a tensor of shape {found:?}")]
+    NotAMatrix {
+        /// The tensor's shape.
+        found: Vec<usize>,
+    },
 }
 
 /// Elements that one thread expands at a time: enough to hide the hand-over, few enough to balance.
@@ -41,53 +73,138 @@ pub fn expand(view: &TensorView<'_>) -> Result<Vec<f32>, BlockError> {
 }
 
 impl Matrix {
-    /// A matrix from its values in f32, row-major \[out_features, in_features\].
+    /// A tensor of a checkpoint as a matrix over its first axis, in its own format where the device multiplies
+    /// that, in f32 elsewhere. Formats without blocks are then used where they lie in a mapped file; block
+    /// formats are laid out anew, in as much memory.
     ///
-    /// `format` is the format of the file that they came from.
-    pub fn from_values(
-        values: Vec<f32>,
-        [out_features, in_features]: [usize; 2],
-        format: TensorFormat,
-        device: &Device,
-    ) -> Self {
+    /// # Errors
+    ///
+    /// When the bytes are not what format and shape ask for.
+    pub fn load(view: TensorView<'_>, device: &Device, precision: Precision) -> Result<Self, MatrixError> {
+        let [out_features, ref rest @ ..] = view.shape[..] else {
+            return Err(MatrixError::NotAMatrix { found: view.shape });
+        };
+        let shape = [out_features, rest.iter().product()];
+        #[cfg(feature = "flex")]
+        if ops::is_flex(device) {
+            let format = view.format;
+            let bytes = match view.place {
+                Some((bytes, range)) => SharedBytes::new(bytes.owner(), range)?,
+                None => SharedBytes::from(view.bytes.into_owned()),
+            };
+            let weight = Arc::new(PackedMatrix::new(format, shape, bytes)?);
+            let storage = Storage::Packed { weight, precision };
+            return Ok(Self { device: device.clone(), storage });
+        }
+        let _ = precision; // In f32 there is only one.
+        Ok(Self::from_floats(expand(&view)?, shape, view.format, device))
+    }
+
+    /// A matrix from its values in f32, row-major \[out_features, in_features\].
+    pub fn from_values(values: Vec<f32>, shape: [usize; 2], device: &Device) -> Self {
+        Self::from_floats(values, shape, TensorFormat::F32, device)
+    }
+
+    fn from_floats(values: Vec<f32>, shape: [usize; 2], format: TensorFormat, device: &Device) -> Self {
         let options = TensorCreationOptions::new(device.clone()).with_dtype(DType::F32);
-        let data = TensorData::new(values, [out_features, in_features]);
-        Self { format, weight: Tensor::from_data(data, options) }
+        let weight = Tensor::from_data(TensorData::new(values, shape), options);
+        Self { device: device.clone(), storage: Storage::Floats { weight, format } }
     }
 
     /// The format of the file that the weights came from.
     pub fn format(&self) -> TensorFormat {
-        self.format
+        match &self.storage {
+            Storage::Floats { format, .. } => *format,
+            #[cfg(feature = "flex")]
+            Storage::Packed { weight, .. } => weight.format(),
+        }
     }
 
     /// Rows: the width of what [`Matrix::forward`] returns.
     pub fn out_features(&self) -> usize {
-        self.weight.dims()[0]
+        match &self.storage {
+            Storage::Floats { weight, .. } => weight.dims()[0],
+            #[cfg(feature = "flex")]
+            Storage::Packed { weight, .. } => weight.out_features(),
+        }
     }
 
     /// Columns: the width of what [`Matrix::forward`] takes.
     pub fn in_features(&self) -> usize {
-        self.weight.dims()[1]
+        match &self.storage {
+            Storage::Floats { weight, .. } => weight.dims()[1],
+            #[cfg(feature = "flex")]
+            Storage::Packed { weight, .. } => weight.in_features(),
+        }
     }
 
     /// Bytes of memory that the weights occupy.
     pub fn bytes(&self) -> u64 {
-        let [rows, columns] = self.weight.dims();
-        (rows * columns * size_of::<f32>()) as u64
+        match &self.storage {
+            Storage::Floats { weight, .. } => (weight.shape().num_elements() * size_of::<f32>()) as u64,
+            #[cfg(feature = "flex")]
+            Storage::Packed { weight, .. } => weight.bytes(),
+        }
     }
 
     /// `x Wᵀ`: \[tokens, in\] → \[tokens, out\].
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::linear(x, &self.weight)
+        let [product] = Self::forward_each([self], x);
+        product
+    }
+
+    /// `x Wᵀ` for several matrices with the same input, which is prepared once for all.
+    pub fn forward_each<const N: usize>(matrices: [&Self; N], x: Tensor<2>) -> [Tensor<2>; N] {
+        #[cfg(feature = "flex")]
+        if let Some((weights, precision)) = all_packed(&matrices)
+            && let Ok(products) = ops::packed_linear(x.clone(), weights, precision).try_into()
+        {
+            return products;
+        }
+        matrices.map(|matrix| match &matrix.storage {
+            Storage::Floats { weight, .. } => ops::portable::linear(x.clone(), weight),
+            #[cfg(feature = "flex")]
+            Storage::Packed { weight, precision } => {
+                ops::packed_linear(x.clone(), vec![weight.clone()], *precision).swap_remove(0)
+            }
+        })
     }
 
     /// Rows `ids` of the matrix, \[ids, in\]. The ids must be below [`Matrix::out_features`].
     pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
-        let device = self.weight.device();
-        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
         let count = ids.len();
-        let options = TensorCreationOptions::new(device).with_dtype(DType::I32);
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), options);
-        self.weight.clone().select(0, ids)
+        match &self.storage {
+            Storage::Floats { weight, .. } => {
+                let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+                let options = TensorCreationOptions::new(self.device.clone()).with_dtype(DType::I32);
+                let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), options);
+                weight.clone().select(0, ids)
+            }
+            #[cfg(feature = "flex")]
+            Storage::Packed { weight, .. } => {
+                let width = weight.in_features();
+                let mut values = vec![0.0; count * width];
+                for (row, id) in values.chunks_exact_mut(width.max(1)).zip(ids) {
+                    weight.row(*id as usize, row);
+                }
+                let options = TensorCreationOptions::new(self.device.clone()).with_dtype(DType::F32);
+                Tensor::from_data(TensorData::new(values, [count, width]), options)
+            }
+        }
     }
+}
+
+/// The weights of matrices that are all packed, to be multiplied alike.
+#[cfg(feature = "flex")]
+fn all_packed<const N: usize>(matrices: &[&Matrix; N]) -> Option<(Vec<Arc<PackedMatrix>>, Precision)> {
+    let mut common = None;
+    let mut weights = Vec::with_capacity(N);
+    for matrix in matrices {
+        let Storage::Packed { weight, precision } = &matrix.storage else { return None };
+        if *common.get_or_insert(*precision) != *precision {
+            return None;
+        }
+        weights.push(weight.clone());
+    }
+    Some((weights, common?))
 }

@@ -76,9 +76,7 @@ impl Attention {
         let tokens = x.dims()[0];
         let AttentionShape { heads, kv_heads, head_dim, scale } = self.shape;
 
-        let q = self.q_proj.forward(x.clone());
-        let k = self.k_proj.forward(x.clone());
-        let v = self.v_proj.forward(x);
+        let [q, k, v] = Matrix::forward_each([&self.q_proj, &self.k_proj, &self.v_proj], x);
         trace.record("q_proj", &q);
         trace.record("k_proj", &k);
         trace.record("v_proj", &v);

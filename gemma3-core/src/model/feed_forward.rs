@@ -16,8 +16,7 @@ pub(super) struct FeedForward {
 impl FeedForward {
     /// `x` \[tokens, hidden\] → \[tokens, hidden\].
     pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let gate = self.gate_proj.forward(x.clone());
-        let up = self.up_proj.forward(x);
+        let [gate, up] = Matrix::forward_each([&self.gate_proj, &self.up_proj], x);
         self.down_proj.forward(ops::gelu_mul(gate, up)) // [tokens, intermediate] -> [tokens, hidden]
     }
 }

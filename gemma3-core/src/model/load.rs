@@ -11,7 +11,8 @@ use super::norm::RmsNorm;
 use super::rope::RotaryEmbedding;
 use crate::checkpoint::{Checkpoint, CheckpointError, LayerTensor, TensorView, TextTensor};
 use crate::config::LayerType;
-use crate::matrix::{self, Matrix, blocks::BlockError};
+use crate::matrix::{self, Matrix, MatrixError, blocks::BlockError};
+use crate::ops::Precision;
 
 /// How to load a model.
 #[derive(Default)]
@@ -22,6 +23,8 @@ pub struct LoadOptions<'a> {
     /// Whether to look for weights that are NaN or infinite, which otherwise show as NaN logits much
     /// later. `None`: in debug builds only, because it reads every weight once more.
     pub check_finite: Option<bool>,
+    /// How exact the products are. [`Precision::Exact`] is what the reference is compared with.
+    pub precision: Precision,
     /// Called after each tensor.
     pub progress: Option<&'a mut (dyn FnMut(LoadProgress) + Send)>,
 }
@@ -62,6 +65,14 @@ pub enum LoadError {
         /// Row-major index of the first such value.
         index: usize,
     },
+    /// A matrix cannot be kept in its format.
+    #[error("tensor `{tensor}`: {problem}")]
+    Matrix {
+        /// Name in the file.
+        tensor: String,
+        /// Why.
+        problem: String,
+    },
     /// The threads could not be started.
     #[error("the compute threads could not be started: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
@@ -78,6 +89,7 @@ pub(super) fn decoder(
         checkpoint,
         device,
         check_finite: options.check_finite.unwrap_or(cfg!(debug_assertions)),
+        precision: options.precision,
         eps: config.rms_norm_eps,
         progress: options.progress,
         loaded_bytes: 0,
@@ -104,6 +116,29 @@ pub(super) fn decoder(
     })
 }
 
+/// A matrix \[out, in\] of the checkpoint on a device, in the format of its file where the device multiplies
+/// that (a tensor of more axes is a matrix over its first); with `check_finite` an error if a weight is NaN or
+/// infinite.
+///
+/// # Errors
+///
+/// [`LoadError::Blocks`], [`LoadError::NotFinite`] or [`LoadError::Matrix`].
+pub fn load_matrix(
+    view: TensorView<'_>,
+    device: &Device,
+    precision: Precision,
+    check_finite: bool,
+) -> Result<Matrix, LoadError> {
+    if check_finite {
+        expand_checked(&view, true)?;
+    }
+    let tensor = view.file_name.to_owned();
+    Matrix::load(view, device, precision).map_err(|error| match error {
+        MatrixError::Blocks(source) => LoadError::Blocks { tensor, source },
+        other => LoadError::Matrix { tensor, problem: other.to_string() },
+    })
+}
+
 /// The elements of a tensor in f32, row-major; with `check_finite` an error if one is NaN or infinite.
 ///
 /// # Errors
@@ -122,6 +157,7 @@ struct Loader<'a, 'p> {
     checkpoint: &'a Checkpoint,
     device: &'a Device,
     check_finite: bool,
+    precision: Precision,
     eps: f64,
     progress: Option<&'p mut (dyn FnMut(LoadProgress) + Send)>,
     loaded_bytes: u64,
@@ -155,9 +191,10 @@ impl Loader<'_, '_> {
 
     fn matrix(&mut self, name: TextTensor) -> Result<Matrix, LoadError> {
         let view = self.checkpoint.tensor(name)?;
-        let values = self.values(&view)?;
-        let shape = [view.shape[0], view.shape[1]];
-        Ok(Matrix::from_values(values, shape, view.format, self.device))
+        let bytes = view.bytes.len() as u64;
+        let matrix = load_matrix(view, self.device, self.precision, self.check_finite)?;
+        self.report(bytes);
+        Ok(matrix)
     }
 
     /// A norm with its multiplier `1 + w`; GGUF files store that sum, Hugging Face's store `w`.
@@ -175,11 +212,15 @@ impl Loader<'_, '_> {
 
     fn values(&mut self, view: &TensorView<'_>) -> Result<Vec<f32>, LoadError> {
         let values = expand_checked(view, self.check_finite)?;
-        self.loaded_bytes += view.bytes.len() as u64;
+        self.report(view.bytes.len() as u64);
+        Ok(values)
+    }
+
+    fn report(&mut self, bytes: u64) {
+        self.loaded_bytes += bytes;
         if let Some(progress) = &mut self.progress {
             let total_bytes = self.checkpoint.total_weight_bytes();
             progress(LoadProgress { loaded_bytes: self.loaded_bytes, total_bytes });
         }
-        Ok(values)
     }
 }

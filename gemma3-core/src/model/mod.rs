@@ -25,7 +25,7 @@ mod trace;
 
 pub use decoder::{Decoder, Logits, Segment, SegmentInput};
 pub use handle::{ForwardError, Model};
-pub use load::{LoadError, LoadOptions, LoadProgress, expand_checked};
+pub use load::{LoadError, LoadOptions, LoadProgress, expand_checked, load_matrix};
 pub use norm::RmsNorm;
 pub use rope::RotaryEmbedding;
 pub use span::EmbeddedSpan;

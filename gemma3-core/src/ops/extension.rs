@@ -6,14 +6,27 @@
 //! To add a backend: list it here, implement the trait for it in a folder beside `cpu/`, and name it
 //! in `is_accelerated`.
 
+use std::sync::Arc;
+
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
+use super::Precision;
+use super::cpu::packed::PackedMatrix;
+
+/// Weights that one input is multiplied with.
+#[derive(Debug, Clone)]
+pub struct PackedProducts {
+    pub(crate) weights: Vec<Arc<PackedMatrix>>,
+    pub(crate) precision: Precision,
+}
+
 /// Operations of a decoder step, and of the image encoder that is built from the same parts. Shapes and meaning are those of the functions of the same names in
-/// [`crate::ops::portable`]; `matvec` is `linear` for few rows.
+/// [`crate::ops::portable`]; `packed_linear` is `linear` with several packed weights.
 #[backend_extension(Flex)]
 pub trait DecoderOps: Backend {
-    /// `x` \[rows, in\] times `weight` \[out, in\], transposed → \[rows, out\], for few rows.
-    fn matvec(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `x` \[rows, in\] times each of the weights \[out, in\], transposed: one \[rows, out\] after the
+    /// other in one dimension.
+    fn packed_linear(x: FloatTensor<Self>, products: PackedProducts) -> FloatTensor<Self>;
 
     /// Row-wise RMS normalization of `x` \[rows, width\] with the multiplier `scale` \[width\].
     fn rms_norm(x: FloatTensor<Self>, scale: FloatTensor<Self>, eps: f32) -> FloatTensor<Self>;

@@ -7,43 +7,65 @@
 //! devices have one is decided here, in `is_accelerated`, so that a tensor on any other device
 //! (also one that a host enabled without telling us) takes the portable path.
 
+#[cfg(feature = "flex")]
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 
 #[cfg(feature = "flex")]
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "flex")]
 pub mod extension;
 pub mod portable;
+mod precision;
+
+pub use precision::Precision;
 
 #[cfg(feature = "flex")]
 use burn::backend::Dispatch;
 #[cfg(feature = "flex")]
-use extension::DecoderOps;
-
-/// How many rows of activations a matrix product may have and still be done row by row of the
-/// weights. Beyond it a cache-blocked product wins, because it reuses what it loads.
+use cpu::packed::PackedMatrix;
 #[cfg(feature = "flex")]
-const MATVEC_MAX_ROWS: usize = 4;
+use extension::{DecoderOps, PackedProducts};
+
+/// Whether this crate brings its own operations for the device.
+#[cfg(feature = "flex")]
+pub(crate) fn is_flex(device: &burn::tensor::Device) -> bool {
+    matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_))
+}
 
 /// Whether `tensor` lies on a device for which this crate brings its own operations, in the dtype
 /// that they handle.
 #[cfg(feature = "flex")]
 fn is_accelerated<const D: usize>(tensor: &Tensor<D>) -> bool {
-    use burn::backend::DispatchDevice;
-    use burn::tensor::DType;
-    matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_)) && tensor.dtype() == DType::F32
+    is_flex(&tensor.device()) && tensor.dtype() == burn::tensor::DType::F32
 }
 
-/// `x Wᵀ`: `x` \[rows, in\] times `weight` \[out, in\] gives \[rows, out\], all f32.
+/// `x Wᵀ` for several weights in the format of their file, which flex multiplies where they lie: `x`
+/// \[rows, in\] gives a \[rows, out\] for each.
 ///
-/// Definition: [`portable::linear`].
-pub fn linear(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
-    #[cfg(feature = "flex")]
-    if x.dims()[0] <= MATVEC_MAX_ROWS && is_accelerated(&x) && is_accelerated(weight) {
-        let weight = weight.clone().into_dispatch();
-        return Tensor::from_dispatch(<Dispatch as DecoderOps>::matvec(x.into_dispatch(), weight));
+/// Definition: [`portable::linear`] with the weights expanded to f32.
+#[cfg(feature = "flex")]
+pub(crate) fn packed_linear(
+    x: Tensor<2>,
+    weights: Vec<Arc<PackedMatrix>>,
+    precision: Precision,
+) -> Vec<Tensor<2>> {
+    let rows = x.dims()[0];
+    let outputs: Vec<usize> = weights.iter().map(|weight| weight.out_features()).collect();
+    let products = PackedProducts { weights, precision };
+    let all = <Dispatch as DecoderOps>::packed_linear(x.into_dispatch(), products);
+    let all: Tensor<1> = Tensor::from_dispatch(all);
+    if let [outputs] = outputs[..] {
+        return vec![all.reshape([rows, outputs])];
     }
-    portable::linear(x, weight)
+    let mut start = 0;
+    let mut part = |outputs| {
+        let part = all.clone().narrow(0, start, rows * outputs).reshape([rows, outputs]);
+        start += rows * outputs;
+        part
+    };
+    outputs.into_iter().map(&mut part).collect()
 }
 
 /// Root-mean-square normalization of each row of `x` \[rows, width\], scaled by `scale` \[width\].

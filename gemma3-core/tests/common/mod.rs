@@ -14,6 +14,7 @@ use gemma3_core::Device;
 use gemma3_core::checkpoint::Checkpoint;
 use gemma3_core::device;
 use gemma3_core::model::{LoadOptions, Model};
+use gemma3_core::ops::Precision;
 use serde_json::Value;
 
 /// Whether `GEMMA3_REQUIRE` names it.
@@ -130,9 +131,13 @@ pub fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f32)
     assert!(difference <= tolerance, "{what}: differs by {difference:e}, more than {tolerance:e}");
 }
 
-/// Loads a checkpoint of the goldens onto a device.
+/// The precision in which the goldens are compared.
+pub fn exact() -> LoadOptions<'static> {
+    LoadOptions { precision: Precision::Exact, ..LoadOptions::default() }
+}
+
+/// Loads a checkpoint of the goldens onto a device, exact.
 pub fn load(path: &Path, device: &Device) -> Model {
     let checkpoint = Checkpoint::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    Model::load(&checkpoint, device, LoadOptions::default())
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    Model::load(&checkpoint, device, exact()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

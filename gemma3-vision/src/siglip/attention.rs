@@ -20,9 +20,7 @@ impl Attention {
     /// The scores of an image of 4,096 patches would be 16 x 4,096 x 4,096; they are never held at once
     /// ([`ops::attention`]).
     pub(crate) fn forward(&self, x: Tensor<2>, images: usize) -> Tensor<2> {
-        let q = self.q_proj.forward(x.clone());
-        let k = self.k_proj.forward(x.clone());
-        let v = self.v_proj.forward(x);
+        let [q, k, v] = Linear::forward_each([&self.q_proj, &self.k_proj, &self.v_proj], x);
         let head_dim = q.dims()[1] / self.heads;
         let scale = (head_dim as f32).powf(-0.5);
         self.out_proj.forward(ops::attention(q, k, v, self.heads, images, scale))

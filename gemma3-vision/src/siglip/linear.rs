@@ -16,6 +16,16 @@ impl Linear {
         self.weight.forward(x) + self.bias.clone().unsqueeze::<2>()
     }
 
+    /// [`Linear::forward`] of several with the same input.
+    pub(crate) fn forward_each<const N: usize>(linears: [&Self; N], x: Tensor<2>) -> [Tensor<2>; N] {
+        let mut biases = linears.map(|linear| linear.bias.clone()).into_iter();
+        let products = Matrix::forward_each(linears.map(|linear| &linear.weight), x);
+        products.map(|product| match biases.next() {
+            Some(bias) => product + bias.unsqueeze::<2>(),
+            None => product, // There is one for each.
+        })
+    }
+
     /// The product without the bias, for a caller that adds it in a fused operation.
     pub(crate) fn product(&self, x: Tensor<2>) -> Tensor<2> {
         self.weight.forward(x)

@@ -3,6 +3,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use gemma3_core::checkpoint::Checkpoint;
+use gemma3_core::ops::Precision;
 use gemma3_core::{Device, Threads};
 use gemma3_vision::preprocess::PreprocessorConfig;
 use gemma3_vision::{VisionLoadOptions, VisionModel, VisionWeights};
@@ -53,7 +54,8 @@ pub fn load(weights: &VisionWeights<'_>, device: &Device) -> VisionModel {
     let preprocessor =
         PreprocessorConfig { image_size: weights.config().image_size, ..PreprocessorConfig::gemma3() };
     let threads = Threads::new(device, None).expect("threads");
-    VisionModel::load(weights, preprocessor, device, &threads, VisionLoadOptions::default())
+    let options = VisionLoadOptions { precision: Precision::Exact, ..VisionLoadOptions::default() };
+    VisionModel::load(weights, preprocessor, device, &threads, options)
         .unwrap_or_else(|error| panic!("{error}"))
 }
 

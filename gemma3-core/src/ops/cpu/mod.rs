@@ -9,7 +9,7 @@ mod bias_gelu;
 mod exp;
 mod gelu_mul;
 mod layer_norm;
-mod matvec;
+pub(crate) mod packed;
 mod product;
 mod rms_norm;
 mod rotate;
@@ -18,15 +18,22 @@ use burn::backend::Flex;
 use burn::tensor::{DType, Shape};
 use burn_flex::FlexTensor;
 
-use super::extension::DecoderOps;
+use super::extension::{DecoderOps, PackedProducts};
+use packed::Activations;
 
 impl DecoderOps for Flex {
-    fn matvec(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-        let [rows, _] = dims(&x);
-        let [out_features, in_features] = dims(&weight);
-        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-        let mut out = zeros(rows, out_features);
-        matvec::matvec(values(&x), values(&weight), out.storage_mut(), in_features);
+    fn packed_linear(x: FlexTensor, products: PackedProducts) -> FlexTensor {
+        let [rows, in_features] = dims(&x);
+        let x = x.to_contiguous();
+        let outputs: usize = products.weights.iter().map(|weight| weight.out_features()).sum();
+        let mut out = FlexTensor::zeros(Shape::new([rows * outputs]), DType::F32);
+        let activations = Activations::new(values(&x), rows, in_features, products.precision);
+        let mut rest: &mut [f32] = out.storage_mut();
+        for weight in &products.weights {
+            let (out, tail) = rest.split_at_mut(rows * weight.out_features());
+            weight.multiply_prepared(&activations, out);
+            rest = tail;
+        }
         out
     }
 

@@ -8,19 +8,11 @@ use std::sync::OnceLock;
 use half::bf16;
 use rayon::prelude::*;
 
+use crate::ops::Precision;
+
 use super::formats::BLOCK;
 use super::lanes::{Kernel, Lanes, SimdLevel};
-use super::tiles::{FEW_ROWS, MIN_TASK_ELEMENTS, TILE_ROWS, WIDE_TILE_ROWS, Tile, interleaved};
-
-/// How exact a product is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// f32 activations and sums.
-    Exact,
-    /// With block formats, activations are rounded to 8 bits, with a scale for every 32 of a row; with
-    /// bf16 weights and many rows, to bf16 on processors that multiply bf16.
-    Fast,
-}
+use super::tiles::{FEW_ROWS, MIN_TASK_ELEMENTS, TILE_ROWS, Tile, WIDE_TILE_ROWS, interleaved};
 
 /// Rows of f32 that matrices are multiplied with.
 #[derive(Debug)]
@@ -31,6 +23,7 @@ pub struct Activations<'a> {
     pub(super) precision: Precision,
     pub(super) level: SimdLevel,
     bytes: OnceLock<ByteTiles>,
+    words: OnceLock<WordTiles>,
     floats: OnceLock<FloatTiles>,
     halves: OnceLock<Vec<[i8; 4]>>,
 }
@@ -54,13 +47,18 @@ impl<'a> Activations<'a> {
         level: SimdLevel,
     ) -> Self {
         assert_eq!(Some(x.len()), rows.checked_mul(in_features), "x is not [rows, in_features]");
-        let (bytes, floats, halves) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
-        Self { x, rows, in_features, precision, level, bytes, floats, halves }
+        let (bytes, words, floats, halves) = Default::default();
+        Self { x, rows, in_features, precision, level, bytes, words, floats, halves }
     }
 
-    /// Rounded to 8 bits, in tiles of [`TILE_ROWS`].
+    /// Rounded to 8 bits, in tiles of [`TILE_ROWS`] for few rows, else of [`WIDE_TILE_ROWS`].
     pub(super) fn bytes(&self) -> &ByteTiles {
         self.bytes.get_or_init(|| ByteTiles::new(self.x, self.rows, self.in_features, self.level))
+    }
+
+    /// Rounded to 14 bits, in tiles of [`WIDE_TILE_ROWS`].
+    pub(super) fn words(&self) -> &WordTiles {
+        self.words.get_or_init(|| WordTiles::new(self.x, self.rows, self.in_features, self.level))
     }
 
     /// In f32: in tiles of [`TILE_ROWS`] for few rows, else of [`WIDE_TILE_ROWS`].
@@ -93,42 +91,92 @@ pub(super) const BLOCK_SUMS: usize = 3;
 impl ByteTiles {
     fn new(x: &[f32], rows: usize, in_features: usize, level: SimdLevel) -> Self {
         let blocks = in_features / BLOCK;
-        let mut both: Vec<QuantizedBlock> = Vec::new();
-        both.resize(rows * blocks, QuantizedBlock::default());
-        if blocks == 0 {
-            return Self { quants: Vec::new(), scales: Vec::new() };
-        }
-        let task_rows = MIN_TASK_ELEMENTS.div_ceil(in_features);
-        if rows <= task_rows {
-            level.run(Quantize { x, out: &mut both });
-        } else {
-            both.par_chunks_mut(task_rows * blocks)
-                .zip(x.par_chunks(task_rows * in_features))
-                .for_each(|(out, x)| level.run(Quantize { x, out }));
-        }
-        let row = |row: usize| both[row * blocks..][..blocks].iter();
+        let quantized = quantize(x, in_features, 127.0, level);
+        let row = |row: usize| quantized[row * blocks..][..blocks].iter();
+        let max_height = if rows > FEW_ROWS { WIDE_TILE_ROWS } else { TILE_ROWS };
+        let steps = |block: &QuantizedBlock| {
+            let (steps, _) = block.quants.as_chunks::<4>();
+            std::array::from_fn::<_, 8, _>(|step| steps[step].map(|quant| quant as i8))
+        };
         Self {
-            quants: interleaved(rows, TILE_ROWS, 8 * blocks, |r| row(r).flat_map(|block| block.quants)),
-            scales: interleaved(rows, TILE_ROWS, BLOCK_SCALES * blocks, |r| row(r).flat_map(|block| block.scales)),
+            quants: interleaved(rows, max_height, 8 * blocks, |r| row(r).flat_map(steps)),
+            scales: interleaved(rows, max_height, BLOCK_SCALES * blocks, |r| {
+                row(r).flat_map(|block| block.scales)
+            }),
         }
     }
 
     /// The tile's [`ByteTiles::quants`] and [`ByteTiles::scales`].
     pub(super) fn tile(&self, tile: Tile, in_features: usize) -> (&[[i8; 4]], &[f32]) {
         let (start, end) = (tile.row * in_features, (tile.row + tile.height) * in_features);
-        (&self.quants[start / 4..end / 4], &self.scales[start / BLOCK * BLOCK_SCALES..end / BLOCK * BLOCK_SCALES])
+        (
+            &self.quants[start / 4..end / 4],
+            &self.scales[start / BLOCK * BLOCK_SCALES..end / BLOCK * BLOCK_SCALES],
+        )
+    }
+}
+
+/// Rows rounded to 14 bits with a scale for every 32 columns.
+#[derive(Debug)]
+pub(super) struct WordTiles {
+    /// Of each row: pair of columns, in the order of [`super::formats::WordBlock`].
+    pub(super) pairs: Vec<[i16; 2]>,
+    /// Of each row: block.
+    pub(super) scales: Vec<f32>,
+}
+
+/// The largest rounded activation in 14 bits: 32 products with weights of at most 4096 fit 31 bits.
+const LARGEST_WORD: f32 = 8191.0;
+
+impl WordTiles {
+    fn new(x: &[f32], rows: usize, in_features: usize, level: SimdLevel) -> Self {
+        let blocks = in_features / BLOCK;
+        let quantized = quantize(x, in_features, LARGEST_WORD, level);
+        let row = |row: usize| quantized[row * blocks..][..blocks].iter();
+        let pairs = |block: &QuantizedBlock| {
+            let (steps, _) = block.quants.as_chunks::<4>();
+            std::array::from_fn::<_, 16, _>(|pair| {
+                let step = steps[pair / 2];
+                [step[pair % 2], step[pair % 2 + 2]]
+            })
+        };
+        Self {
+            pairs: interleaved(rows, WIDE_TILE_ROWS, 16 * blocks, |r| row(r).flat_map(pairs)),
+            scales: interleaved(rows, WIDE_TILE_ROWS, blocks, |r| row(r).map(|block| block.scales[0])),
+        }
+    }
+
+    /// The tile's [`WordTiles::pairs`] and [`WordTiles::scales`].
+    pub(super) fn tile(&self, tile: Tile, in_features: usize) -> (&[[i16; 2]], &[f32]) {
+        let (start, end) = (tile.row * in_features, (tile.row + tile.height) * in_features);
+        (&self.pairs[start / 2..end / 2], &self.scales[start / BLOCK..end / BLOCK])
     }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct QuantizedBlock {
-    quants: [[i8; 4]; 8],
+    quants: [i16; BLOCK],
     scales: [f32; BLOCK_SCALES],
+}
+
+/// Rounds rows of whole blocks to integers of at most `largest`, on the current thread pool.
+fn quantize(x: &[f32], in_features: usize, largest: f32, level: SimdLevel) -> Vec<QuantizedBlock> {
+    let mut out = vec![QuantizedBlock::default(); x.len() / BLOCK];
+    let task_blocks = MIN_TASK_ELEMENTS / BLOCK;
+    if out.len() <= task_blocks {
+        level.run(Quantize { x, largest, out: &mut out });
+    } else {
+        let tasks = out.par_chunks_mut(task_blocks).zip(x.par_chunks(task_blocks * BLOCK));
+        tasks.for_each(|(out, x)| level.run(Quantize { x, largest, out }));
+    }
+    debug_assert!(in_features.is_multiple_of(BLOCK), "rows of whole blocks");
+    out
 }
 
 /// Rounds consecutive blocks.
 struct Quantize<'a> {
     x: &'a [f32],
+    largest: f32,
     out: &'a mut [QuantizedBlock],
 }
 
@@ -150,7 +198,7 @@ impl Kernel for Quantize<'_> {
                 zero += lane_zero;
             }
             // `zero` is NaN if an element is infinite or NaN, which integers couldn't show.
-            let scale = maximum / 127.0 + zero;
+            let scale = maximum / self.largest + zero;
             let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
             let mut rounded = [0_i32; BLOCK];
             for (rounded, x) in rounded.iter_mut().zip(x) {
@@ -162,8 +210,8 @@ impl Kernel for Quantize<'_> {
             for (sum, half) in sums.iter_mut().zip(rounded.as_chunks::<16>().0) {
                 *sum = half.iter().sum();
             }
-            for (out, rounded) in out.quants.as_flattened_mut().iter_mut().zip(rounded) {
-                *out = rounded as i8;
+            for (out, rounded) in out.quants.iter_mut().zip(rounded) {
+                *out = rounded as i16;
             }
             let [first, second] = sums;
             let (first_sum, second_sum) = (first as f32, second as f32);

@@ -47,6 +47,71 @@ pub(super) struct Q4K;
 pub(super) struct Q5K;
 pub(super) struct Q6K;
 
+/// 32 weights of eight rows as products of 16-bit integers with one scale.
+pub(super) struct WordBlock<L: Lanes> {
+    /// The lanes are rows. Of step `s`, pair `2 s` is weights `4 s` and `4 s + 2`, the next one `4 s + 1` and
+    /// `4 s + 3`.
+    pub(super) pairs: [L::Ints; 16],
+    /// Per row.
+    pub(super) scale: L::Floats,
+}
+
+/// A format that is faster as 16-bit integers where unpacking costs little: it has no offset, and too many
+/// bits for sums of many products in 16 bits.
+pub(super) trait WordFormat: Format {
+    /// As [`Format::block`]; the integers are at most 4096 in size.
+    fn words<L: Lanes>(l: L, bytes: &[u8], b: usize) -> WordBlock<L>;
+}
+
+/// The even and the odd ones of a lane's four unsigned bytes as 16-bit integers.
+#[inline(always)]
+fn byte_pairs<L: Lanes>(l: L, bytes: L::Ints) -> [L::Ints; 2] {
+    let low = l.splat_u32(0x00ff_00ff);
+    [l.and(bytes, low), l.and(l.shift_right(bytes, 8), low)]
+}
+
+impl WordFormat for Q8_0 {
+    #[inline(always)]
+    fn words<L: Lanes>(l: L, bytes: &[u8], b: usize) -> WordBlock<L> {
+        let block = Self::block(l, bytes, b);
+        let mut pairs = [l.zero_ints(); 16];
+        for (pairs, quants) in pairs.as_chunks_mut::<2>().0.iter_mut().zip(block.quants) {
+            // q + 128 is unsigned.
+            let shifted = byte_pairs(l, l.xor(quants, l.splat_u32(0x8080_8080)));
+            for (pair, shifted) in pairs.iter_mut().zip(shifted) {
+                *pair = l.add_words(shifted, l.splat_words([-128; 2]));
+            }
+        }
+        WordBlock { pairs, scale: block.scales[0] }
+    }
+}
+
+impl WordFormat for Q6K {
+    #[inline(always)]
+    fn words<L: Lanes>(l: L, bytes: &[u8], b: usize) -> WordBlock<L> {
+        let packed = l.load_at(bytes, 1536 + 32 * (b / 2));
+        let first = 2 * (b as u32 % 2);
+        let scales = [byte_words(l, packed, first), byte_words(l, packed, first + 1)];
+        let mut pairs = [l.zero_ints(); 16];
+        for (step, (pairs, quants)) in
+            pairs.as_chunks_mut::<2>().0.iter_mut().zip(Self::quants(l, bytes, b)).enumerate()
+        {
+            for (pair, quants) in pairs.iter_mut().zip(byte_pairs(l, quants)) {
+                let centered = l.add_words(quants, l.splat_words([-32; 2]));
+                *pair = l.multiply_words(centered, scales[step / 4]);
+            }
+        }
+        WordBlock { pairs, scale: l.load_f16_at(bytes, 8 * 208) }
+    }
+}
+
+/// Byte `byte` of every lane, with its sign, twice as a 16-bit integer.
+#[inline(always)]
+fn byte_words<L: Lanes>(l: L, bytes: L::Ints, byte: u32) -> L::Ints {
+    let value = l.shift_right_signed(l.shift_left(bytes, 24 - 8 * byte), 24);
+    l.or(l.and(value, l.splat_u32(0xffff)), l.shift_left(value, 16))
+}
+
 impl Format for Q8_0 {
     const BYTES: usize = 8 * 34;
     const BITS: u32 = 8;
@@ -148,25 +213,28 @@ impl Format for Q6K {
 
     #[inline(always)]
     fn block<L: Lanes>(l: L, bytes: &[u8], b: usize) -> Block<L> {
+        let quants = Self::quants(l, bytes, b);
+        let d = l.load_f16_at(bytes, 8 * 208);
+        let packed = l.load_at(bytes, 1536 + 32 * (b / 2));
+        let first = 2 * (b as u32 % 2);
+        let scales =
+            [l.multiply(d, l.byte(packed, first, true)), l.multiply(d, l.byte(packed, first + 1, true))];
+        let minus_32 = l.splat(-32.0);
+        Block { quants, scales, offsets: [l.multiply(scales[0], minus_32), l.multiply(scales[1], minus_32)] }
+    }
+}
+
+impl Q6K {
+    #[inline(always)]
+    fn quants<L: Lanes>(l: L, bytes: &[u8], b: usize) -> [L::Ints; 8] {
         let (half, quarter) = (b / 4, b % 4);
         let mut quants = [l.zero_ints(); 8];
         for (step, quants) in quants.iter_mut().enumerate() {
             let low = l.load_at(bytes, 32 * (16 * half + 8 * (quarter % 2) + step));
             let high = l.load_at(bytes, 1024 + 32 * (8 * half + step));
-            *quants = l.or(
-                bits_at(l, low, 4 * (quarter / 2), 0, 4),
-                bits_at(l, high, 2 * quarter, 4, 2),
-            );
+            *quants = l.or(bits_at(l, low, 4 * (quarter / 2), 0, 4), bits_at(l, high, 2 * quarter, 4, 2));
         }
-        let d = l.load_f16_at(bytes, 8 * 208);
-        let packed = l.load_at(bytes, 1536 + 32 * (b / 2));
-        let first = 2 * (quarter as u32 % 2);
-        let scales = [
-            l.multiply(d, l.byte(packed, first, true)),
-            l.multiply(d, l.byte(packed, first + 1, true)),
-        ];
-        let minus_32 = l.splat(-32.0);
-        Block { quants, scales, offsets: [l.multiply(scales[0], minus_32), l.multiply(scales[1], minus_32)] }
+        quants
     }
 }
 

@@ -5,9 +5,9 @@
 //! token: that a value of it exists proves that the processor has the instructions, so everything above
 //! this level is safe code.
 
-use super::portable::Portable;
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
+use super::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 
@@ -35,15 +35,16 @@ impl SimdLevel {
 
     /// All that this processor has, the best last.
     pub fn available() -> Vec<Self> {
-        let mut levels = vec![Self::Portable(Portable)];
-        #[cfg(target_arch = "x86_64")]
-        {
-            levels.extend(Avx2::detect().map(Self::Avx2));
-            levels.extend(Avx512::detect().map(Self::Avx512));
-        }
-        #[cfg(target_arch = "aarch64")]
-        levels.extend(Neon::detect().map(Self::Neon));
-        levels
+        let levels = [
+            Some(Self::Portable(Portable)),
+            #[cfg(target_arch = "x86_64")]
+            Avx2::detect().map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Avx512::detect().map(Self::Avx512),
+            #[cfg(target_arch = "aarch64")]
+            Neon::detect().map(Self::Neon),
+        ];
+        levels.into_iter().flatten().collect()
     }
 
     /// Runs a kernel, compiled for this level.
@@ -90,14 +91,27 @@ pub(super) trait Lanes: Copy {
     /// Calls `kernel.run(self)`, compiled with the instructions of this level.
     fn run<K: Kernel>(self, kernel: K);
 
+    /// Asks for the cache lines of `bytes` as they lie `distance` bytes further on, wherever that is.
+    #[inline(always)]
+    fn prefetch(self, _bytes: &[u8], _distance: usize) {}
+
     fn load(self, bytes: &[u8; 32]) -> Self::Ints;
     fn store(self, values: Self::Ints, bytes: &mut [u8; 32]);
     fn zero_ints(self) -> Self::Ints;
     fn splat_u32(self, value: u32) -> Self::Ints;
     /// The four bytes in every lane.
-    fn splat_bytes(self, bytes: [i8; 4]) -> Self::Ints;
+    #[inline(always)]
+    fn splat_bytes(self, bytes: [i8; 4]) -> Self::Ints {
+        self.splat_u32(u32::from_le_bytes(bytes.map(i8::cast_unsigned)))
+    }
+    /// The two 16-bit integers in every lane.
+    #[inline(always)]
+    fn splat_words(self, [low, high]: [i16; 2]) -> Self::Ints {
+        self.splat_u32(u32::from(low.cast_unsigned()) | u32::from(high.cast_unsigned()) << 16)
+    }
     fn and(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn or(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    fn xor(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn add(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     /// Shifts the lanes, filling with zeros.
     fn shift_left(self, a: Self::Ints, bits: u32) -> Self::Ints;
@@ -116,6 +130,13 @@ pub(super) trait Lanes: Copy {
     fn multiply_bytes(self, bits: u32, sums: Self::Ints, weights: Self::Ints, x: Self::Ints) -> Self::Ints;
     /// Per lane the sum of its four products.
     fn sum_bytes(self, sums: Self::Ints) -> Self::Ints;
+
+    /// Adds 16-bit integers, two a lane.
+    fn add_words(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// The low 16 bits of the products of 16-bit integers, two a lane.
+    fn multiply_words(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// Adds to every lane of `sums` the two products of its signed 16-bit integers.
+    fn dot_words(self, sums: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints;
 
     fn load_floats(self, values: &[f32; 8]) -> Self::Floats;
     fn store_floats(self, values: Self::Floats, out: &mut [f32; 8]);

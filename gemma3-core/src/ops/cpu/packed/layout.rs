@@ -99,7 +99,8 @@ fn write_row(format: TensorFormat, panel: &mut [u8], row: usize, bytes: &[u8]) {
     for (panel, block) in blocks {
         for Piece { start, end, unit } in pieces(format) {
             let panel = &mut panel[PANEL_ROWS * start..PANEL_ROWS * end];
-            let units = panel.chunks_exact_mut(PANEL_ROWS * unit).zip(block[*start..*end].chunks_exact(*unit));
+            let units =
+                panel.chunks_exact_mut(PANEL_ROWS * unit).zip(block[*start..*end].chunks_exact(*unit));
             for (panel, bytes) in units {
                 panel[row * unit..][..*unit].copy_from_slice(bytes);
             }

@@ -1,27 +1,35 @@
-//! Block formats times many rows rounded to 8 bits: integer sums within a block, f32 sums over blocks.
+//! Formats of 4 and 5 bits times many rows rounded to 8 bits: integer sums within a block, f32 sums over
+//! blocks.
 
 use std::marker::PhantomData;
 
 use super::activations::{Activations, BLOCK_SCALES};
 use super::formats::{BLOCK, Format};
 use super::lanes::Lanes;
-use super::many_rows::{Expand, PANELS, Sums};
-use super::tiles::{TILE_ROWS as T, Tile};
+use super::many_rows::{Expand, ManyRows, PANELS, Sums};
+use super::strips::Strip;
+use super::tiles::{Tile, WIDE_TILE_ROWS as T};
+
+/// Multiplies panels, of which `strip` are the outputs.
+pub(super) fn multiply<F: Format>(x: &Activations<'_>, panels: &[u8], strip: Strip<'_>) {
+    let weights = Bytes { panels, in_features: x.in_features, format: PhantomData::<F> };
+    x.level.run(ManyRows { x, weights, strip });
+}
 
 /// Panels of a block format.
-pub(super) struct Bytes<'a, F> {
-    pub(super) panels: &'a [u8],
-    pub(super) in_features: usize,
-    pub(super) format: PhantomData<F>,
+struct Bytes<'a, F> {
+    panels: &'a [u8],
+    in_features: usize,
+    format: PhantomData<F>,
 }
 
 /// 32 weights of the rows of two panels, with the fields of [`super::formats::Block`].
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(64))]
-pub(super) struct ByteBlock {
+struct ByteBlock {
     quants: [[[u8; 32]; PANELS]; 8],
-    scales: [[[f32; 8]; PANELS]; 2],
-    offsets: [[[f32; 8]; PANELS]; 2],
+    scales: [[f32; 8]; PANELS],
+    offsets: [[f32; 8]; PANELS],
 }
 
 impl<F: Format> Expand<T> for Bytes<'_, F> {
@@ -40,15 +48,8 @@ impl<F: Format> Expand<T> for Bytes<'_, F> {
                 for (out, quants) in out.quants.iter_mut().zip(block.quants) {
                     l.store(quants, &mut out[half]);
                 }
-                for group in 0..F::GROUPS {
-                    l.store_floats(block.scales[group], &mut out.scales[group][half]);
-                    let offset = if F::OFFSET {
-                        block.offsets[group]
-                    } else {
-                        l.multiply(block.scales[group], l.splat(-L::SIGNED_OFFSET))
-                    };
-                    l.store_floats(offset, &mut out.offsets[group][half]);
-                }
+                l.store_floats(block.scales[0], &mut out.scales[half]);
+                l.store_floats(block.offsets[0], &mut out.offsets[half]);
             }
         }
     }
@@ -66,26 +67,19 @@ impl<F: Format> Expand<T> for Bytes<'_, F> {
         let scales = scales[start / BLOCK * BLOCK_SCALES * T..].chunks_exact(BLOCK_SCALES * T);
         let mut sums = [[l.splat(0.0); PANELS]; T];
         for ((weights, quants), scales) in weights.iter().zip(quants).zip(scales) {
-            for group in 0..F::GROUPS {
-                let steps = group * (8 / F::GROUPS)..(group + 1) * (8 / F::GROUPS);
-                let group_quants = &quants[steps.start * T..steps.end * T];
-                let products = group_products::<L, F>(l, &weights.quants[steps], group_quants);
-                let mut weight_scales = [l.splat(0.0); PANELS];
-                let mut offsets = [l.splat(0.0); PANELS];
+            let products = block_products::<L, F>(l, &weights.quants, quants);
+            let mut weight_scales = [l.splat(0.0); PANELS];
+            let mut offsets = [l.splat(0.0); PANELS];
+            for p in 0..PANELS {
+                weight_scales[p] = l.load_floats(&weights.scales[p]);
+                offsets[p] = l.load_floats(&weights.offsets[p]);
+            }
+            for t in 0..T {
+                let (scale, x_sum) = (l.splat(scales[t]), l.splat(scales[T + t]));
                 for p in 0..PANELS {
-                    weight_scales[p] = l.load_floats(&weights.scales[group][p]);
-                    offsets[p] = l.load_floats(&weights.offsets[group][p]);
-                }
-                for t in 0..T {
-                    let scale = l.splat(scales[t]);
-                    let x_sum = l.splat(scales[(if F::GROUPS == 1 { 1 } else { 2 + group }) * T + t]);
-                    for p in 0..PANELS {
-                        let scale = l.multiply(weight_scales[p], scale);
-                        sums[t][p] = l.multiply_add(l.to_floats(products[t][p]), scale, sums[t][p]);
-                        if F::OFFSET || L::SIGNED_OFFSET != 0.0 {
-                            sums[t][p] = l.multiply_add(offsets[p], x_sum, sums[t][p]);
-                        }
-                    }
+                    let scale = l.multiply(weight_scales[p], scale);
+                    sums[t][p] = l.multiply_add(l.to_floats(products[t][p]), scale, sums[t][p]);
+                    sums[t][p] = l.multiply_add(offsets[p], x_sum, sums[t][p]);
                 }
             }
         }
@@ -93,14 +87,14 @@ impl<F: Format> Expand<T> for Bytes<'_, F> {
     }
 }
 
-/// The sums of products of a group of weights with the rows of a tile.
+/// The sums of products of a block with the rows of a tile.
 #[inline(always)]
-fn group_products<L: Lanes, F: Format>(
+fn block_products<L: Lanes, F: Format>(
     l: L,
-    weights: &[[[u8; 32]; PANELS]],
+    weights: &[[[u8; 32]; PANELS]; 8],
     quants: &[[i8; 4]],
 ) -> [[L::Ints; PANELS]; T] {
-    let chain = L::chain(F::BITS).min(8 / F::GROUPS);
+    let chain = L::chain(F::BITS);
     let mut products = [[l.zero_ints(); PANELS]; T];
     for (weights, quants) in weights.chunks_exact(chain).zip(quants.chunks_exact(chain * T)) {
         let mut chained = [[l.zero_ints(); PANELS]; T];

@@ -8,21 +8,22 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use thiserror::Error;
 
-use super::activations::{Activations, Precision};
+use super::activations::Activations;
 use super::few_rows::FewRows;
 use super::formats::{Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use super::layout::{PANEL_ROWS, interleave, panel_bytes, read_row};
-use super::many_bytes::Bytes;
 use super::many_floats::{HalfRows, PanelFloats, PlainFloats};
 use super::many_rows::{ManyRows, OUTPUTS};
 use super::plain::{Bf16, F16, F32, Plain, PlainRows};
 use super::strips::Strip;
 use super::tiles::FEW_ROWS;
+use super::{many_bytes, many_words};
 use crate::checkpoint::{FormatError, TensorFormat};
 use crate::matrix::blocks::{BlockError, dequantize};
+use crate::ops::Precision;
 
 /// Products that a task computes at least: below this, handing it to another thread costs more.
-const MIN_TASK_PRODUCTS: usize = 64 * 1024;
+const MIN_TASK_PRODUCTS: usize = 128 * 1024;
 /// Tasks for every thread, so that one that was held up doesn't hold up all.
 const TASKS_PER_THREAD: usize = 4;
 
@@ -165,11 +166,13 @@ impl PackedMatrix {
     /// # Panics
     ///
     /// When a slice hasn't the length of its shape: a mistake of the caller, not of its input.
+    #[cfg(test)]
     pub fn multiply(&self, x: &[f32], rows: usize, out: &mut [f32], precision: Precision) {
         self.multiply_prepared(&Activations::new(x, rows, self.in_features, precision), out);
     }
 
-    /// As [`PackedMatrix::multiply`], with activations that other matrices are multiplied with too.
+    /// `out[r, n] = Σ_k x[r, k] W[n, k]` on the current thread pool, with activations that other matrices are
+    /// multiplied with too; `out` is \[rows, out\], row-major.
     ///
     /// # Panics
     ///
@@ -185,35 +188,41 @@ impl PackedMatrix {
             TensorFormat::F32 => self.multiply_plain::<F32>(x, out),
             TensorFormat::F16 => self.multiply_plain::<F16>(x, out),
             TensorFormat::BF16 => self.multiply_plain::<Bf16>(x, out),
-            TensorFormat::Q4_0 => self.multiply_blocks::<Q4_0>(x, out),
-            TensorFormat::Q4_1 => self.multiply_blocks::<Q4_1>(x, out),
-            TensorFormat::Q5_0 => self.multiply_blocks::<Q5_0>(x, out),
-            TensorFormat::Q5_1 => self.multiply_blocks::<Q5_1>(x, out),
-            TensorFormat::Q8_0 => self.multiply_blocks::<Q8_0>(x, out),
-            TensorFormat::Q4_K => self.multiply_blocks::<Q4K>(x, out),
-            TensorFormat::Q5_K => self.multiply_blocks::<Q5K>(x, out),
-            TensorFormat::Q6_K => self.multiply_blocks::<Q6K>(x, out),
+            TensorFormat::Q4_0 => self.multiply_blocks::<Q4_0>(x, out, many_bytes::multiply::<Q4_0>),
+            TensorFormat::Q4_1 => self.multiply_blocks::<Q4_1>(x, out, many_bytes::multiply::<Q4_1>),
+            TensorFormat::Q5_0 => self.multiply_blocks::<Q5_0>(x, out, many_bytes::multiply::<Q5_0>),
+            TensorFormat::Q5_1 => self.multiply_blocks::<Q5_1>(x, out, many_bytes::multiply::<Q5_1>),
+            TensorFormat::Q8_0 => self.multiply_blocks::<Q8_0>(x, out, many_words::multiply::<Q8_0>),
+            TensorFormat::Q4_K => self.multiply_blocks::<Q4K>(x, out, many_bytes::multiply::<Q4K>),
+            TensorFormat::Q5_K => self.multiply_blocks::<Q5K>(x, out, many_bytes::multiply::<Q5K>),
+            TensorFormat::Q6_K => self.multiply_blocks::<Q6K>(x, out, many_words::multiply::<Q6K>),
         }
     }
 
-    fn multiply_blocks<F: Format + Send + Sync>(&self, x: &Activations<'_>, out: &mut [f32]) {
-        let panel_bytes = panel_bytes(self.format, self.in_features);
-        let format = PhantomData::<F>;
-        let in_features = self.in_features;
-        let exact = x.precision == Precision::Exact;
+    fn multiply_blocks<F: Format + Send + Sync>(
+        &self,
+        x: &Activations<'_>,
+        out: &mut [f32],
+        many_rows: fn(&Activations<'_>, &[u8], Strip<'_>),
+    ) {
+        let (in_features, format) = (self.in_features, PhantomData::<F>);
+        let (few, exact) = (x.rows <= FEW_ROWS, x.precision == Precision::Exact);
         // Made here, so that no task waits for another that makes it.
         if exact {
             x.floats();
-        } else {
+        } else if few || F::BITS <= 5 {
             x.bytes();
+        } else {
+            x.words();
         }
-        self.for_each_task(x, out, panel_bytes / PANEL_ROWS, |panels, strip| {
-            if x.rows <= FEW_ROWS {
+        let row_bytes = panel_bytes(self.format, in_features) / PANEL_ROWS;
+        self.for_each_task(x, out, row_bytes, |panels, strip| {
+            if few {
                 x.level.run(FewRows { x, panels, strip, format });
             } else if exact {
                 x.level.run(ManyRows { x, weights: PanelFloats { panels, in_features, format }, strip });
             } else {
-                x.level.run(ManyRows { x, weights: Bytes { panels, in_features, format }, strip });
+                many_rows(x, panels, strip);
             }
         });
     }
@@ -251,9 +260,10 @@ impl PackedMatrix {
         row_bytes: usize,
         task: impl Fn(&[u8], Strip<'_>) + Send + Sync,
     ) {
-        let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
-        let min_outputs = MIN_TASK_PRODUCTS.div_ceil(self.in_features.saturating_mul(x.rows));
-        let outputs = self.out_features.div_ceil(tasks).max(min_outputs).next_multiple_of(OUTPUTS);
+        let products = self.out_features.saturating_mul(self.in_features).saturating_mul(x.rows);
+        let most = TASKS_PER_THREAD * rayon::current_num_threads();
+        let tasks = (products / MIN_TASK_PRODUCTS).clamp(1, most);
+        let outputs = self.out_features.div_ceil(tasks).next_multiple_of(OUTPUTS);
         let pieces = self.stored().chunks(outputs * row_bytes);
         let mut tasks: Vec<_> = pieces.zip(Strip::divide(out, self.out_features, outputs)).collect();
         if tasks.len() == 1 {
@@ -273,7 +283,9 @@ impl PackedMatrix {
         assert_eq!(out.len(), self.in_features, "out is not a row");
         let row_bytes = self.in_features / self.format.block_len() * self.format.block_bytes();
         let decoded = match &self.weights {
-            Weights::Rows(bytes) => dequantize(self.format, &bytes.as_slice()[index * row_bytes..][..row_bytes], out),
+            Weights::Rows(bytes) => {
+                dequantize(self.format, &bytes.as_slice()[index * row_bytes..][..row_bytes], out)
+            }
             Weights::Panels(panels) => {
                 let panel = &panels[index / PANEL_ROWS * PANEL_ROWS * row_bytes..][..PANEL_ROWS * row_bytes];
                 let mut bytes = vec![0; row_bytes];

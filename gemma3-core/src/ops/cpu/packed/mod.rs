@@ -1,4 +1,35 @@
-//! Weight matrices that stay in the format of their file.
+//! Weight matrices that stay in the format of their file: products with rows of f32, and single rows.
+//!
+//! ```text
+//! let matrix = PackedMatrix::new(TensorFormat::Q4_0, [out, in], bytes)?;
+//! let x = Activations::new(&x, rows, in, Precision::Fast);       // q, k and v share what is made of x
+//! q.multiply_prepared(&x, &mut q_out);
+//! k.multiply_prepared(&x, &mut k_out);
+//! ```
+//!
+//! # The map
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `matrix` | [`PackedMatrix`]: keeps the bytes, picks the kernel, deals rows of weights to threads |
+//! | `layout` | block formats in panels of eight interleaved rows, and back |
+//! | `formats` | the bytes of a panel -> `scale * q + offset`, once for every format |
+//! | `activations`, `tiles` | `x` in the forms that kernels read: 8 bits, 14 bits, f32, bf16 |
+//! | `few_rows` | decoding, block formats: weights are unpacked in registers, and read once |
+//! | `plain` | decoding, formats without blocks: read as they lie in the file |
+//! | `many_rows` | prompts: pieces of weights are expanded into the first-level cache, then meet all rows |
+//! | `many_bytes`, `many_words`, `many_floats` | the inner loops of that: 8 bits, 16 bits, f32 and bf16 |
+//! | `strips` | the output, divided by columns (`unsafe`) |
+//! | `lanes` | the vector instructions that all of this is written in, and their choice at run time |
+//! | `portable`, `x86`, `neon` | those instructions (the last two `unsafe`) |
+//!
+//! # How exact
+//!
+//! [`Precision::Exact`](crate::ops::Precision) differs from the product with [dequantized](crate::matrix::blocks::dequantize)
+//! weights by roundings of f32 only. [`Precision::Fast`](crate::ops::Precision) rounds activations to 8 bits in blocks of 32, an
+//! error of about 0.5% of the activations' deviation that is independent from one to the next; Q8_0 and
+//! Q6_K round those of prompts to 14 bits, whose error is 64 times smaller.
+
 mod activations;
 mod few_rows;
 mod formats;
@@ -7,6 +38,7 @@ mod layout;
 mod many_bytes;
 mod many_floats;
 mod many_rows;
+mod many_words;
 mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -19,6 +51,9 @@ mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use activations::{Activations, Precision};
+#[cfg(test)]
+use crate::ops::Precision;
+pub use activations::Activations;
+#[cfg(test)]
 pub use lanes::SimdLevel;
 pub use matrix::{PackedError, PackedMatrix, SharedBytes};

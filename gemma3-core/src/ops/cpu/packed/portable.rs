@@ -53,11 +53,6 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn splat_bytes(self, bytes: [i8; 4]) -> [u32; 8] {
-        [u32::from_le_bytes(bytes.map(i8::cast_unsigned)); 8]
-    }
-
-    #[inline(always)]
     fn and(self, a: [u32; 8], b: [u32; 8]) -> [u32; 8] {
         each!(a in a, b in b => a & b)
     }
@@ -65,6 +60,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn or(self, a: [u32; 8], b: [u32; 8]) -> [u32; 8] {
         each!(a in a, b in b => a | b)
+    }
+
+    #[inline(always)]
+    fn xor(self, a: [u32; 8], b: [u32; 8]) -> [u32; 8] {
+        each!(a in a, b in b => a ^ b)
     }
 
     #[inline(always)]
@@ -113,6 +113,31 @@ impl Lanes for Portable {
     #[inline(always)]
     fn sum_bytes(self, sums: [u32; 8]) -> [u32; 8] {
         sums
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: [u32; 8], b: [u32; 8]) -> [u32; 8] {
+        each!(a in a, b in b => {
+            let (low, high) = ((a as u16).wrapping_add(b as u16), (a >> 16).wrapping_add(b >> 16));
+            u32::from(low) | high << 16
+        })
+    }
+
+    #[inline(always)]
+    fn multiply_words(self, a: [u32; 8], b: [u32; 8]) -> [u32; 8] {
+        each!(a in a, b in b => {
+            let (low, high) = ((a as u16).wrapping_mul(b as u16), (a >> 16).wrapping_mul(b >> 16));
+            u32::from(low) | high << 16
+        })
+    }
+
+    #[inline(always)]
+    fn dot_words(self, sums: [u32; 8], a: [u32; 8], b: [u32; 8]) -> [u32; 8] {
+        each!(sum in sums, a in a, b in b => {
+            let low = i32::from(a as i16) * i32::from(b as i16);
+            let high = (a.cast_signed() >> 16) * (b.cast_signed() >> 16);
+            sum.wrapping_add(low.cast_unsigned()).wrapping_add(high.cast_unsigned())
+        })
     }
 
     #[inline(always)]

@@ -13,6 +13,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 use super::lanes::{Kernel, Lanes};
 
@@ -89,6 +90,15 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
     }
 
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8], distance: usize) {
+        for line in (0..bytes.len()).step_by(64) {
+            // SAFETY: as above; a prefetch touches no memory that a program could tell, and the address
+            // needn't be valid.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(distance + line).cast()) };
+        }
+    }
+
+    #[inline(always)]
     fn load(self, bytes: &[u8; 32]) -> __m256i {
         // SAFETY: see the head of the file; this holds for every call below.
         unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
@@ -113,11 +123,6 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
     }
 
     #[inline(always)]
-    fn splat_bytes(self, bytes: [i8; 4]) -> __m256i {
-        self.splat_u32(u32::from_le_bytes(bytes.map(i8::cast_unsigned)))
-    }
-
-    #[inline(always)]
     fn and(self, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_and_si256(a, b) }
@@ -127,6 +132,12 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
     fn or(self, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_or_si256(a, b) }
+    }
+
+    #[inline(always)]
+    fn xor(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_xor_si256(a, b) }
     }
 
     #[inline(always)]
@@ -177,11 +188,8 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
         // SAFETY: as above.
         unsafe {
             if AVX512 {
-                let unsigned = if bits == 8 {
-                    _mm256_xor_si256(weights, _mm256_set1_epi8(i8::MIN))
-                } else {
-                    weights
-                };
+                let unsigned =
+                    if bits == 8 { _mm256_xor_si256(weights, _mm256_set1_epi8(i8::MIN)) } else { weights };
                 _mm256_dpbusd_epi32(sums, unsigned, x)
             } else if bits == 8 {
                 let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
@@ -199,6 +207,30 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
         }
         // SAFETY: as above.
         unsafe { _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) }
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+
+    #[inline(always)]
+    fn multiply_words(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_mullo_epi16(a, b) }
+    }
+
+    #[inline(always)]
+    fn dot_words(self, sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            if AVX512 {
+                _mm256_dpwssd_epi32(sums, a, b)
+            } else {
+                in_order(_mm256_add_epi32(sums, _mm256_madd_epi16(a, b)))
+            }
+        }
     }
 
     #[inline(always)]
@@ -307,7 +339,8 @@ impl<const AVX512: bool> Lanes for X86<AVX512> {
         // SAFETY: as above; the casts only rename vectors of 256 bits.
         unsafe {
             if AVX512 {
-                return _mm256_dpbf16_ps(c, std::mem::transmute(a), std::mem::transmute(b));
+                let (a, b) = (transmute::<__m256i, __m256bh>(a), transmute::<__m256i, __m256bh>(b));
+                return _mm256_dpbf16_ps(c, a, b);
             }
             let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
             let (a_odd, b_odd) = (_mm256_and_si256(a, high), _mm256_and_si256(b, high));

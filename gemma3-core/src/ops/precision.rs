@@ -1,0 +1,15 @@
+//! How exact products are.
+
+/// How exact the products of a model are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 activations and sums, on every device and with every weight format: what is compared with the
+    /// reference.
+    Exact,
+    /// What the device does fastest. On flex, with weights in block formats, activations are rounded to 8 bits
+    /// with a scale for every 32 of a row, as llama.cpp does (those of prompts to 14 bits with Q8_0 and
+    /// Q6_K): about 0.5% of a product's size. With bf16 weights and many rows they are rounded to bf16, on
+    /// processors that multiply bf16. Elsewhere the same as [`Precision::Exact`].
+    #[default]
+    Fast,
+}
