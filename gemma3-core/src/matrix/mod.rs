@@ -24,6 +24,8 @@ pub struct Matrix {
     storage: Storage,
 }
 
+// A model has a few hundred of these, so that a tensor's handle may lie in each.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
 enum Storage {
     /// \[out, in\] in f32, from a file of the given format.
