@@ -21,9 +21,10 @@ fn main() {
     }
     let (name, checkpoint) = common::checkpoint();
     let model = common::load(&checkpoint);
+    let format = checkpoint.format_name().to_owned();
     drop(checkpoint);
-    let threads = rayon::current_num_threads();
-    println!("{name}, f32 weights, {threads} threads");
+    let megabytes = model.decoder().weight_bytes() as f64 / 1e6;
+    println!("{name}, {format}, {megabytes:.0} MB of matrices, {} threads", model.threads().count());
     decode(&model);
     prefill(&model);
 }
