@@ -162,7 +162,10 @@ fn measure(
 /// Ids that look random and are the same every time.
 fn ids(model: &Model, count: usize) -> Vec<u32> {
     let vocab_size = model.decoder().config().vocab_size as u64;
-    (0..count as u64).map(|i| (i.wrapping_mul(2_654_435_761) % vocab_size) as u32).collect()
+    // The placeholder of images stands for no text.
+    let placeholder = model.config().image_tokens.map(|tokens| tokens.image);
+    let id = |i: u64| (i.wrapping_mul(2_654_435_761) % vocab_size) as u32;
+    (0..count as u64).map(id).map(|id| if Some(id) == placeholder { 0 } else { id }).collect()
 }
 
 fn mean_and_deviation(values: &[f64]) -> (f64, f64) {

@@ -83,6 +83,7 @@ pub use text::{Generation, Piece, TextSession, TextStream};
 pub use gemma3_core as core;
 pub use gemma3_core::cache::CacheOptions;
 pub use gemma3_core::generate::{CancelHandle, FinishReason, ScoredToken, SessionOptions, Token};
+pub use gemma3_core::matrix::Quantization;
 pub use gemma3_core::model::{LoadOptions, LoadProgress};
 pub use gemma3_core::ops::Precision;
 pub use gemma3_core::sampling::SamplingOptions;

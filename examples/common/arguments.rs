@@ -1,6 +1,6 @@
 //! Command-line arguments that several examples have.
 
-use gemma3::{CacheOptions, Gemma3, GenerateOptions, Precision, SessionOptions};
+use gemma3::{CacheOptions, Gemma3, GenerateOptions, Precision, Quantization, SessionOptions};
 
 /// Which model, where.
 #[derive(Debug, Clone, clap::Args)]
@@ -27,6 +27,14 @@ pub struct ModelArguments {
     #[arg(long)]
     pub exact: bool,
 
+    /// Keep matrices of float formats in 8 bits.
+    #[arg(long, conflicts_with = "load_in_4bit")]
+    pub load_in_8bit: bool,
+
+    /// Keep matrices of float formats in 4 bits (the embedding in 8).
+    #[arg(long)]
+    pub load_in_4bit: bool,
+
     /// Positions of the context [default: 8192, or the model's if that is less].
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
@@ -37,6 +45,14 @@ pub struct ModelArguments {
 }
 
 impl ModelArguments {
+    pub fn quantization(&self) -> Quantization {
+        match (self.load_in_8bit, self.load_in_4bit) {
+            (true, _) => Quantization::EightBit,
+            (_, true) => Quantization::FourBit,
+            _ => Quantization::None,
+        }
+    }
+
     pub fn precision(&self) -> Precision {
         if self.exact { Precision::Exact } else { Precision::Fast }
     }

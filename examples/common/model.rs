@@ -34,6 +34,7 @@ pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
     let options = LoadOptions {
         threads: arguments.threads,
         precision: arguments.precision(),
+        quantization: arguments.quantization(),
         progress: Some(&mut progress),
         ..LoadOptions::default()
     };

@@ -1,7 +1,7 @@
 //! From weights to an encoder on a device, tensor by tensor.
 
 use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
-use gemma3_core::matrix::Matrix;
+use gemma3_core::matrix::{Matrix, Quantization};
 use gemma3_core::model::{LoadError, LoadProgress, RmsNorm, expand_checked, load_matrix};
 use gemma3_core::ops::Precision;
 
@@ -75,7 +75,7 @@ impl Loader<'_, '_> {
     fn linear(&mut self, of: impl Fn(Parameter) -> VisionTensor) -> Result<Linear, LoadError> {
         let view = self.weights.tensor(of(Parameter::Weight))?;
         let bytes = view.bytes.len() as u64;
-        let weight = load_matrix(view, self.device, self.precision, self.check_finite)?;
+        let weight = load_matrix(view, self.device, self.precision, Quantization::None, self.check_finite)?;
         self.report(bytes);
         Ok(Linear { weight, bias: self.vector(of(Parameter::Bias))? })
     }

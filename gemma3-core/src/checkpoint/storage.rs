@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,13 +14,58 @@ use super::CheckpointError;
 
 /// Bytes of a file in memory, shared without copying: cloning is cheap.
 #[derive(Clone)]
-pub struct CheckpointBytes(Arc<dyn AsRef<[u8]> + Send + Sync>);
+pub struct CheckpointBytes(Arc<dyn Owner + Send + Sync>);
+
+/// What holds bytes.
+trait Owner: AsRef<[u8]> {
+    /// Gives the memory of some bytes back to the system, where they can be had again.
+    fn release(&self, range: Range<usize>);
+}
+
+/// Something of the application's.
+struct Given<T>(T);
+
+/// A mapped file.
+struct Mapped(Mmap);
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Given<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+}
+
+impl<T: AsRef<[u8]>> Owner for Given<T> {
+    fn release(&self, _range: Range<usize>) {}
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Owner for Mapped {
+    fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the pages belong to a read-only map of a file that nobody has written to through it,
+            // so that dropping them loses nothing: a later read gets them from the file again, with the
+            // same bytes, as the argument of `map` has it. The range is checked against the map.
+            #[allow(unsafe_code, reason = "advice on a map; the argument is above")]
+            let result = unsafe { self.0.unchecked_advise_range(advice, range.start, range.len()) };
+            let _ = result; // Advice that is not taken costs memory, nothing else.
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
 
 impl CheckpointBytes {
     /// Takes over anything that holds bytes, such as an asset handle of a game engine. The bytes
     /// must stay the same while the checkpoint lives, else loading ends in errors or wrong weights.
     pub fn from_owner(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(owner))
+        Self(Arc::new(Given(owner)))
     }
 
     /// Maps a regular file.
@@ -42,13 +88,23 @@ impl CheckpointBytes {
         // re-validated before it becomes `str`.
         #[allow(unsafe_code, reason = "memory-mapping; the argument is above")]
         let map = unsafe { Mmap::map(&file) }.map_err(|error| CheckpointError::io(path, error))?;
-        Ok(Self(Arc::new(map)))
+        Ok(Self(Arc::new(Mapped(map))))
     }
 
     /// What holds the bytes, to be kept by weights that are used where they lie.
     #[cfg(feature = "flex")]
     pub(crate) fn owner(&self) -> Arc<dyn AsRef<[u8]> + Send + Sync> {
-        Arc::clone(&self.0)
+        let owner: Arc<dyn Owner + Send + Sync> = Arc::clone(&self.0);
+        owner
+    }
+
+    /// Says that some of the bytes will not be read again soon: a mapped file's pages need not stay in
+    /// memory. They can still be read.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        let within = range.start.min(self.as_slice().len())..range.end.min(self.as_slice().len());
+        if !within.is_empty() {
+            self.0.release(within);
+        }
     }
 
     /// All bytes.

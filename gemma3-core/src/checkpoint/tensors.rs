@@ -22,7 +22,6 @@ pub struct TensorView<'a> {
     /// file, or made just now for random weights.
     pub bytes: Cow<'a, [u8]>,
     /// Where in which file borrowed bytes lie, for those who keep them.
-    #[cfg_attr(not(feature = "flex"), expect(dead_code, reason = "only packed weights keep bytes"))]
     pub(crate) place: Option<(CheckpointBytes, Range<usize>)>,
 }
 

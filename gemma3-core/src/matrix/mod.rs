@@ -4,7 +4,11 @@
 //! them to f32 when they are loaded.
 
 pub mod blocks;
+mod quantize;
 
+pub use quantize::Quantization;
+
+use std::borrow::Cow;
 #[cfg(feature = "flex")]
 use std::sync::Arc;
 
@@ -75,18 +79,46 @@ pub fn expand(view: &TensorView<'_>) -> Result<Vec<f32>, BlockError> {
 }
 
 impl Matrix {
-    /// A tensor of a checkpoint as a matrix over its first axis, in its own format where the device multiplies
-    /// that, in f32 elsewhere. Formats without blocks are then used where they lie in a mapped file; block
-    /// formats are laid out anew, in as much memory.
+    /// A tensor of a checkpoint as a matrix over its first axis, in its own format (or quantized) where the
+    /// device multiplies that, in f32 elsewhere, with the values that the format gives. Formats without blocks
+    /// are used where they lie in a mapped file; block formats are laid out anew, in as much memory.
     ///
     /// # Errors
     ///
     /// When the bytes are not what format and shape ask for.
-    pub fn load(view: TensorView<'_>, device: &Device, precision: Precision) -> Result<Self, MatrixError> {
+    pub fn load(
+        view: TensorView<'_>,
+        device: &Device,
+        precision: Precision,
+        quantization: Quantization,
+    ) -> Result<Self, MatrixError> {
         let [out_features, ref rest @ ..] = view.shape[..] else {
             return Err(MatrixError::NotAMatrix { found: view.shape });
         };
         let shape = [out_features, rest.iter().product()];
+        let place = view.place.clone();
+        let view = match quantization.target(view.format, shape[1]) {
+            None => view,
+            Some(format) => {
+                let bytes = Cow::Owned(quantize::quantize(&view, format)?);
+                TensorView { format, bytes, place: None, ..view }
+            }
+        };
+        let matrix = Self::load_kept(view, shape, device, precision)?;
+        if !matrix.is_mapped()
+            && let Some((bytes, range)) = place
+        {
+            bytes.release(range);
+        }
+        Ok(matrix)
+    }
+
+    fn load_kept(
+        view: TensorView<'_>,
+        shape: [usize; 2],
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self, MatrixError> {
         #[cfg(feature = "flex")]
         if ops::is_flex(device) {
             let format = view.format;
@@ -111,6 +143,15 @@ impl Matrix {
         let options = TensorCreationOptions::new(device.clone()).with_dtype(DType::F32);
         let weight = Tensor::from_data(TensorData::new(values, shape), options);
         Self { device: device.clone(), storage: Storage::Floats { weight, format } }
+    }
+
+    /// Whether the weights are used where they lie in a file.
+    fn is_mapped(&self) -> bool {
+        match &self.storage {
+            Storage::Floats { .. } => false,
+            #[cfg(feature = "flex")]
+            Storage::Packed { weight, .. } => !weight.format().is_block(),
+        }
     }
 
     /// The format of the file that the weights came from.

@@ -11,7 +11,7 @@ use super::norm::RmsNorm;
 use super::rope::RotaryEmbedding;
 use crate::checkpoint::{Checkpoint, CheckpointError, LayerTensor, TensorView, TextTensor};
 use crate::config::LayerType;
-use crate::matrix::{self, Matrix, MatrixError, blocks::BlockError};
+use crate::matrix::{self, Matrix, MatrixError, Quantization, blocks::BlockError};
 use crate::ops::Precision;
 
 /// How to load a model.
@@ -25,6 +25,9 @@ pub struct LoadOptions<'a> {
     pub check_finite: Option<bool>,
     /// How exact the products are. [`Precision::Exact`] is what the reference is compared with.
     pub precision: Precision,
+    /// Whether matrices of float formats are kept in fewer bits. Norms stay as they are. On devices other than
+    /// flex the numbers are the quantized ones and the memory is that of f32.
+    pub quantization: Quantization,
     /// Called after each tensor.
     pub progress: Option<&'a mut (dyn FnMut(LoadProgress) + Send)>,
 }
@@ -90,6 +93,7 @@ pub(super) fn decoder(
         device,
         check_finite: options.check_finite.unwrap_or(cfg!(debug_assertions)),
         precision: options.precision,
+        quantization: options.quantization,
         eps: config.rms_norm_eps,
         progress: options.progress,
         loaded_bytes: 0,
@@ -116,8 +120,8 @@ pub(super) fn decoder(
     })
 }
 
-/// A matrix \[out, in\] of the checkpoint on a device, in the format of its file where the device multiplies
-/// that (a tensor of more axes is a matrix over its first); with `check_finite` an error if a weight is NaN or
+/// A matrix \[out, in\] of the checkpoint on a device, in the format of its file, or quantized, where the device
+/// multiplies that (a tensor of more axes is a matrix over its first); with `check_finite` an error if a weight is NaN or
 /// infinite.
 ///
 /// # Errors
@@ -127,13 +131,14 @@ pub fn load_matrix(
     view: TensorView<'_>,
     device: &Device,
     precision: Precision,
+    quantization: Quantization,
     check_finite: bool,
 ) -> Result<Matrix, LoadError> {
     if check_finite {
         expand_checked(&view, true)?;
     }
     let tensor = view.file_name.to_owned();
-    Matrix::load(view, device, precision).map_err(|error| match error {
+    Matrix::load(view, device, precision, quantization).map_err(|error| match error {
         MatrixError::Blocks(source) => LoadError::Blocks { tensor, source },
         other => LoadError::Matrix { tensor, problem: other.to_string() },
     })
@@ -158,6 +163,7 @@ struct Loader<'a, 'p> {
     device: &'a Device,
     check_finite: bool,
     precision: Precision,
+    quantization: Quantization,
     eps: f64,
     progress: Option<&'p mut (dyn FnMut(LoadProgress) + Send)>,
     loaded_bytes: u64,
@@ -192,7 +198,11 @@ impl Loader<'_, '_> {
     fn matrix(&mut self, name: TextTensor) -> Result<Matrix, LoadError> {
         let view = self.checkpoint.tensor(name)?;
         let bytes = view.bytes.len() as u64;
-        let matrix = load_matrix(view, self.device, self.precision, self.check_finite)?;
+        let quantization = match name {
+            TextTensor::Embedding | TextTensor::Head => self.quantization.of_embedding(),
+            _ => self.quantization,
+        };
+        let matrix = load_matrix(view, self.device, self.precision, quantization, self.check_finite)?;
         self.report(bytes);
         Ok(matrix)
     }

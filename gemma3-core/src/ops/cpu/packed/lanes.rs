@@ -28,9 +28,15 @@ pub enum SimdLevel {
 }
 
 impl SimdLevel {
-    /// The best that this processor has.
+    /// The best that this processor has, of those that have been run: AVX-512 is compiled and tested where it
+    /// is there, and not chosen before its tests have passed somewhere.
     pub fn detect() -> Self {
-        Self::available().pop().unwrap_or(Self::Portable(Portable))
+        let has_run = |level: &Self| match level {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => false,
+            _ => true,
+        };
+        Self::available().into_iter().rfind(has_run).unwrap_or(Self::Portable(Portable))
     }
 
     /// All that this processor has, the best last.
