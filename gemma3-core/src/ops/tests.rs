@@ -1,8 +1,14 @@
 //! Each operation of flex against its portable definition.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Distribution, Tensor, TensorData};
 
-use super::{attention, bias_gelu, gelu_mul, layer_norm, portable, rms_norm, rotate};
+use super::cpu::packed::{PackedMatrix, SharedBytes};
+use super::{
+    Precision, attention, bias_gelu, gelu_mul, layer_norm, packed_linear, portable, rms_norm, rotate,
+};
+use crate::checkpoint::TensorFormat;
 
 fn random<const D: usize>(shape: [usize; D], scale: f64, device: &Device) -> Tensor<D> {
     Tensor::random(shape, Distribution::Uniform(-scale, scale), device)
@@ -122,5 +128,28 @@ fn attention_equals_its_definition() {
             difference <= bound,
             "{sequences} x {tokens}, {heads} x {head_dim}: {difference:e} > {bound:e}"
         );
+    }
+}
+
+/// More rows than are done together, and several weights over the same input.
+#[test]
+fn products_of_many_rows_equal_their_definition() {
+    let device = Device::flex();
+    let (rows, in_features) = (1030, 40);
+    let x = random([rows, in_features], 1.0, &device);
+    let weights: [Tensor<2>; 2] =
+        [random([24, in_features], 1.0, &device), random([9, in_features], 1.0, &device)];
+    let packed = weights.iter().map(|weight| {
+        let values = weight.clone().into_data().try_into_vec::<f32>().expect("f32");
+        let bytes: Vec<u8> = values.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let shape = weight.dims();
+        let matrix = PackedMatrix::new(TensorFormat::F32, shape, SharedBytes::from(bytes));
+        Arc::new(matrix.expect("a matrix"))
+    });
+    let products = packed_linear(x.clone(), packed.collect(), Precision::Exact);
+    for (product, weight) in products.into_iter().zip(&weights) {
+        let difference = max_difference(product, portable::linear(x.clone(), weight));
+        // Sums of `in` products below 1, in another order.
+        assert!(difference <= in_features as f32 * f32::EPSILON, "{difference:e}");
     }
 }

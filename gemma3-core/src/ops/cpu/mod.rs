@@ -21,18 +21,32 @@ use burn_flex::FlexTensor;
 use super::extension::{DecoderOps, PackedProducts};
 use packed::Activations;
 
+/// Rows of a product that are done together. Each piece of weights meets all of them, so that they should stay
+/// in the last-level cache: 512 of the widest activations here (15,360 in the 12B) are 31 MB, of the image
+/// encoder's 9 MB.
+const MAX_ROWS_AT_ONCE: usize = 512;
+
 impl DecoderOps for Flex {
     fn packed_linear(x: FlexTensor, products: PackedProducts) -> FlexTensor {
         let [rows, in_features] = dims(&x);
         let x = x.to_contiguous();
         let outputs: usize = products.weights.iter().map(|weight| weight.out_features()).sum();
         let mut out = FlexTensor::zeros(Shape::new([rows * outputs]), DType::F32);
-        let activations = Activations::new(values(&x), rows, in_features, products.precision);
         let mut rest: &mut [f32] = out.storage_mut();
+        let mut outs = Vec::with_capacity(products.weights.len());
         for weight in &products.weights {
             let (out, tail) = rest.split_at_mut(rows * weight.out_features());
-            weight.multiply_prepared(&activations, out);
+            outs.push(out);
             rest = tail;
+        }
+        for start in (0..rows).step_by(MAX_ROWS_AT_ONCE) {
+            let end = rows.min(start + MAX_ROWS_AT_ONCE);
+            let x = &values(&x)[start * in_features..end * in_features];
+            let activations = Activations::new(x, end - start, in_features, products.precision);
+            for (weight, out) in products.weights.iter().zip(&mut outs) {
+                let width = weight.out_features();
+                weight.multiply_prepared(&activations, &mut out[start * width..end * width]);
+            }
         }
         out
     }
