@@ -31,7 +31,10 @@ fn greedy(max_new_tokens: usize) -> GenerateOptions {
 }
 
 fn context(capacity: usize) -> SessionOptions {
-    SessionOptions { cache: CacheOptions { capacity: Some(capacity), chunk: 16 }, sequence: 0 }
+    SessionOptions {
+        cache: CacheOptions { capacity: Some(capacity), chunk: 16, ..CacheOptions::default() },
+        sequence: 0,
+    }
 }
 
 /// A picture that differs with its seed.

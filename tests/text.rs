@@ -21,7 +21,10 @@ fn greedy(max_new_tokens: usize) -> GenerateOptions {
 }
 
 fn context(capacity: usize) -> SessionOptions {
-    SessionOptions { cache: CacheOptions { capacity: Some(capacity), chunk: 16 }, sequence: 0 }
+    SessionOptions {
+        cache: CacheOptions { capacity: Some(capacity), chunk: 16, ..CacheOptions::default() },
+        sequence: 0,
+    }
 }
 
 #[test]

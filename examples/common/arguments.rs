@@ -1,6 +1,6 @@
 //! Command-line arguments that several examples have.
 
-use gemma3::{CacheOptions, Gemma3, GenerateOptions, Precision, Quantization, SessionOptions};
+use gemma3::{CacheDtype, CacheOptions, Gemma3, GenerateOptions, Precision, Quantization, SessionOptions};
 
 /// Which model, where.
 #[derive(Debug, Clone, clap::Args)]
@@ -35,6 +35,11 @@ pub struct ModelArguments {
     #[arg(long)]
     pub load_in_4bit: bool,
 
+    /// In which numbers keys and values are kept: f32, bf16 or f16 [default: f16 on flex, f32 with --exact and
+    /// elsewhere].
+    #[arg(long, value_name = "DTYPE", value_parser = parse_cache_dtype)]
+    pub cache_dtype: Option<CacheDtype>,
+
     /// Positions of the context [default: 8192, or the model's if that is less].
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<usize>,
@@ -58,7 +63,18 @@ impl ModelArguments {
     }
 
     pub fn session_options(&self) -> SessionOptions {
-        SessionOptions { cache: CacheOptions { capacity: self.context, chunk: self.chunk }, sequence: 0 }
+        let cache = CacheOptions { capacity: self.context, chunk: self.chunk, dtype: self.cache_dtype };
+        SessionOptions { cache, sequence: 0 }
+    }
+}
+
+/// `f32`, `bf16` or `f16`.
+pub fn parse_cache_dtype(name: &str) -> Result<CacheDtype, String> {
+    match name {
+        "f32" => Ok(CacheDtype::F32),
+        "bf16" => Ok(CacheDtype::BF16),
+        "f16" => Ok(CacheDtype::F16),
+        _ => Err("expected f32, bf16 or f16".to_owned()),
     }
 }
 

@@ -54,7 +54,7 @@ fn has_images(case: &Value) -> bool {
 /// Capacity and chunk that take any case in one piece.
 fn whole(model: &Model) -> CacheOptions {
     let longest = model.decoder().config().max_position_embeddings.min(2048);
-    CacheOptions { capacity: Some(longest), chunk: longest }
+    CacheOptions { capacity: Some(longest), chunk: longest, ..CacheOptions::default() }
 }
 
 fn session(model: &Model, cache: CacheOptions) -> Session {

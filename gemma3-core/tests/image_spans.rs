@@ -21,7 +21,7 @@ fn model(device: &Device) -> Option<Model> {
 }
 
 fn session(model: &Model, chunk: usize) -> Session {
-    let cache = CacheOptions { capacity: Some(128), chunk };
+    let cache = CacheOptions { capacity: Some(128), chunk, ..CacheOptions::default() };
     Session::new(model, &SessionOptions { cache, sequence: 0 }).expect("a session")
 }
 
@@ -213,8 +213,20 @@ fn vectors_that_do_not_fit_are_refused_and_change_nothing() {
 fn the_cache_of_a_model_that_sees_takes_a_whole_image() {
     let (_, device) = devices().swap_remove(0);
     let Some(model) = model(&device) else { return };
-    assert_eq!(model.new_cache(&CacheOptions { capacity: Some(64), chunk: 1 }).expect("a cache").chunk(), 4);
-    assert_eq!(model.new_cache(&CacheOptions { capacity: Some(64), chunk: 9 }).expect("a cache").chunk(), 9);
-    let nothing = CacheOptions { capacity: Some(64), chunk: 0 };
+    assert_eq!(
+        model
+            .new_cache(&CacheOptions { capacity: Some(64), chunk: 1, ..CacheOptions::default() })
+            .expect("a cache")
+            .chunk(),
+        4
+    );
+    assert_eq!(
+        model
+            .new_cache(&CacheOptions { capacity: Some(64), chunk: 9, ..CacheOptions::default() })
+            .expect("a cache")
+            .chunk(),
+        9
+    );
+    let nothing = CacheOptions { capacity: Some(64), chunk: 0, ..CacheOptions::default() };
     assert!(matches!(model.new_cache(&nothing), Err(CacheError::ZeroChunk)));
 }

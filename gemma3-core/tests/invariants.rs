@@ -67,7 +67,7 @@ fn prompt(model: &Model, count: usize) -> Vec<u32> {
 }
 
 fn options(capacity: usize, chunk: usize) -> CacheOptions {
-    CacheOptions { capacity: Some(capacity), chunk }
+    CacheOptions { capacity: Some(capacity), chunk, ..CacheOptions::default() }
 }
 
 fn session(model: &Model, cache: CacheOptions) -> Session {
@@ -437,8 +437,11 @@ fn a_cache_that_cannot_be_made_is_an_error() {
     };
     let (name, device) = devices().swap_remove(0);
     let model = load(&folder, &device);
-    let new =
-        |capacity, chunk| model.new_cache(&CacheOptions { capacity: Some(capacity), chunk }).map(|_| ());
+    let new = |capacity, chunk| {
+        model
+            .new_cache(&CacheOptions { capacity: Some(capacity), chunk, ..CacheOptions::default() })
+            .map(|_| ())
+    };
     let longest = model.decoder().config().max_position_embeddings;
     assert_eq!(new(0, 1), Err(CacheError::ZeroCapacity));
     assert_eq!(new(1, 0), Err(CacheError::ZeroChunk));
@@ -448,13 +451,13 @@ fn a_cache_that_cannot_be_made_is_an_error() {
     // A model of true width whose longest context is far beyond any memory.
     let mut config = gemma3_core::config::TextConfig::gemma3_27b();
     config.max_position_embeddings = 1 << 40;
-    let enormous = CacheOptions { capacity: Some(1 << 34), chunk: 512 };
+    let enormous = CacheOptions { capacity: Some(1 << 34), chunk: 512, ..CacheOptions::default() };
     if gemma3_core::device::is_cpu(&device) {
         let error = gemma3_core::cache::KvCache::new(&config, &enormous, &device).expect_err("too large");
         assert!(matches!(error, CacheError::OutOfMemory { .. }), "{error}");
     }
     config.max_position_embeddings = usize::MAX;
-    let overflowing = CacheOptions { capacity: Some(usize::MAX), chunk: 512 };
+    let overflowing = CacheOptions { capacity: Some(usize::MAX), chunk: 512, ..CacheOptions::default() };
     assert_eq!(overflowing.bytes(&config), Err(CacheError::Overflow { capacity: usize::MAX }));
 }
 

@@ -49,7 +49,7 @@ impl Loaded {
     }
 
     fn session(&self, chunk: usize) -> Session {
-        let cache = CacheOptions { capacity: Some(128), chunk };
+        let cache = CacheOptions { capacity: Some(128), chunk, ..CacheOptions::default() };
         Session::new(&self.model, &SessionOptions { cache, sequence: 0 }).expect("a session")
     }
 }
@@ -71,7 +71,8 @@ fn logits_with_images_equal_the_reference() {
         for (case, golden) in tiny.cases() {
             let input = ids(&golden["input_ids"]);
             let spans = loaded.spans(&tiny, golden);
-            let options = CacheOptions { capacity: Some(input.len()), chunk: input.len() };
+            let options =
+                CacheOptions { capacity: Some(input.len()), chunk: input.len(), ..CacheOptions::default() };
             let mut cache = loaded.model.new_cache(&options).expect("a cache");
             let input = loaded.model.decoder().embed_with(&input, &spans).expect("vectors");
             let rows = loaded

@@ -1,5 +1,7 @@
 //! What can be wrong with a request to the cache.
 
+use super::CacheDtype;
+
 /// A cache that cannot be made, or cannot do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -65,6 +67,12 @@ pub enum CacheError {
         len: usize,
         /// The smallest length, other than 0, that can be reached.
         earliest: usize,
+    },
+    /// A dtype that the device's attention does not read.
+    #[error("a cache of {dtype:?} cannot be used on this device; only flex reads other dtypes than F32")]
+    UnsupportedDtype {
+        /// The dtype asked for.
+        dtype: CacheDtype,
     },
     /// The cache was made for a model with another number of layers.
     #[error(

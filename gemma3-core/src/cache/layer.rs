@@ -1,8 +1,11 @@
 //! Keys and values of one layer: `slots` positions, used as a ring.
 
-use burn::tensor::{DType, Device, Tensor, TensorCreationOptions};
+use burn::tensor::{Device, Tensor, TensorCreationOptions};
 
-/// Keys and values of one layer, each \[kv_heads, slots, head_dim\] in f32.
+use super::CacheDtype;
+use crate::ops::{self, Visibility, portable};
+
+/// Keys and values of one layer, each \[kv_heads, slots, head_dim\].
 ///
 /// Position `p` is stored in slot `p % slots`. A layer that keeps all positions is the case in which
 /// the ring never comes around.
@@ -10,56 +13,46 @@ use burn::tensor::{DType, Device, Tensor, TensorCreationOptions};
 pub struct LayerCache {
     keys: Tensor<3>,
     values: Tensor<3>,
-    slots: usize,
 }
 
 impl LayerCache {
-    pub(super) fn new(kv_heads: usize, slots: usize, head_dim: usize, device: &Device) -> Self {
-        let options = TensorCreationOptions::new(device.clone()).with_dtype(DType::F32);
+    pub(super) fn new(
+        kv_heads: usize,
+        slots: usize,
+        head_dim: usize,
+        dtype: CacheDtype,
+        device: &Device,
+    ) -> Self {
+        let options = TensorCreationOptions::new(device.clone()).with_dtype(dtype.of_tensors());
         let empty = || Tensor::zeros([kv_heads, slots, head_dim], options.clone());
-        Self { keys: empty(), values: empty(), slots }
+        Self { keys: empty(), values: empty() }
     }
 
-    /// Stores `keys` and `values` \[kv_heads, count, head_dim\] at positions `start..start + count`.
+    /// Stores `keys` and `values` \[count, kv_heads * head_dim\] at positions `start..start + count`.
     ///
     /// `count` must not exceed the slots. Written in place when this cache is the only owner of its
     /// memory.
-    pub(crate) fn write(&mut self, start: usize, keys: Tensor<3>, values: Tensor<3>) {
-        let count = keys.dims()[1];
-        let mut written = 0;
-        for (slot, len) in self.pieces(start, start + count) {
-            self.keys.inplace(|all| assign(all, slot, keys.clone().narrow(1, written, len)));
-            self.values.inplace(|all| assign(all, slot, values.clone().narrow(1, written, len)));
-            written += len;
-        }
+    pub(crate) fn write(&mut self, start: usize, keys: Tensor<2>, values: Tensor<2>) {
+        self.keys.inplace(|all| ops::write_cache(all, keys, start));
+        self.values.inplace(|all| ops::write_cache(all, values, start));
     }
 
-    /// Keys and values of positions `start..end`, each \[kv_heads, end - start, head_dim\], in order
-    /// of position. A view where they lie together, a copy where they wrap around the ring's end.
-    pub(crate) fn read(&self, start: usize, end: usize) -> (Tensor<3>, Tensor<3>) {
-        let pieces = self.pieces(start, end);
-        let gather = |all: &Tensor<3>| {
-            let mut parts: Vec<_> =
-                pieces.iter().map(|(slot, len)| all.clone().narrow(1, *slot, *len)).collect();
-            if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(parts, 1) }
-        };
-        (gather(&self.keys), gather(&self.values))
+    /// Attention of the queries `q` \[tokens, heads * head_dim\], which are scaled and whose own keys and values
+    /// are already stored: \[tokens, heads * head_dim\].
+    pub(crate) fn attend(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<2> {
+        ops::cached_attention(q, &self.keys, &self.values, heads, visibility)
     }
 
-    /// The runs of slots `(first, length)` that hold positions `start..end`.
-    fn pieces(&self, start: usize, end: usize) -> Vec<(usize, usize)> {
-        let count = end - start;
-        let first = start % self.slots;
-        let until_wrap = count.min(self.slots - first);
-        let mut pieces = vec![(first, until_wrap)];
-        if until_wrap < count {
-            pieces.push((0, count - until_wrap));
-        }
-        pieces
+    /// What [`attend`](Self::attend) weighs the values with: \[heads, tokens, keys\].
+    pub(crate) fn probabilities(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<3> {
+        let rows = 0..q.dims()[0];
+        portable::attention_probabilities(q, &self.keys, heads, visibility, rows)
     }
-}
 
-fn assign(all: Tensor<3>, slot: usize, part: Tensor<3>) -> Tensor<3> {
-    let [kv_heads, len, head_dim] = part.dims();
-    all.slice_assign([0..kv_heads, slot..slot + len, 0..head_dim], part)
+    /// Keys and values of consecutive positions, each \[kv_heads, positions, head_dim\].
+    #[cfg(test)]
+    pub(super) fn entries(&self, positions: std::ops::Range<usize>) -> (Tensor<3>, Tensor<3>) {
+        let entries = |cache| portable::entries(cache, positions.clone());
+        (entries(&self.keys), entries(&self.values))
+    }
 }

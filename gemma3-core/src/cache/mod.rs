@@ -8,10 +8,12 @@
 //!
 //! All memory is allocated when the cache is made and is written in place.
 
+mod dtype;
 mod error;
 mod layer;
 mod memory;
 
+pub use dtype::CacheDtype;
 pub use error::CacheError;
 pub use layer::LayerCache;
 
@@ -28,6 +30,10 @@ pub struct CacheOptions {
     /// The most tokens that are processed at once during prefill. Larger chunks use the hardware
     /// better; the sliding-window layers keep one chunk more than their window.
     pub chunk: usize,
+    /// In which numbers keys and values are kept. `None`: what suits the model, which is half precision (F16) on
+    /// flex unless the model is loaded with [`Precision::Exact`](crate::ops::Precision::Exact), and F32
+    /// elsewhere. Where there is no model ([`CacheOptions::bytes`], [`KvCache::new`]) `None` means F32.
+    pub dtype: Option<CacheDtype>,
 }
 
 /// Default of [`CacheOptions::capacity`], in tokens.
@@ -35,7 +41,7 @@ pub const DEFAULT_CAPACITY: usize = 8192;
 
 impl Default for CacheOptions {
     fn default() -> Self {
-        Self { capacity: None, chunk: 512 }
+        Self { capacity: None, chunk: 512, dtype: None }
     }
 }
 
@@ -62,7 +68,7 @@ impl CacheOptions {
     }
 
     /// Bytes that the cache of one sequence occupies, exactly:
-    /// `2 x kv_heads x head_dim x 4 x (global_layers x capacity + local_layers x min(capacity, window + chunk))`.
+    /// `2 x kv_heads x head_dim x bytes of the dtype x (global_layers x capacity + local_layers x min(capacity, window + chunk))`.
     ///
     /// # Errors
     ///
@@ -70,6 +76,7 @@ impl CacheOptions {
     /// bits.
     pub fn bytes(&self, config: &TextConfig) -> Result<u64, CacheError> {
         let capacity = self.resolve(config)?;
+        let bytes_per_value = self.dtype.unwrap_or_default().bytes();
         config
             .layer_types
             .iter()
@@ -78,7 +85,7 @@ impl CacheOptions {
                 let layer = slots
                     .checked_mul(config.num_key_value_heads as u64)?
                     .checked_mul(config.head_dim as u64)?
-                    .checked_mul(2 * BYTES_PER_VALUE)?;
+                    .checked_mul(2 * bytes_per_value)?;
                 sum.checked_add(layer)
             })
             .ok_or(CacheError::Overflow { capacity })
@@ -91,9 +98,6 @@ impl CacheOptions {
         }
     }
 }
-
-/// Cache entries are f32: exact mode knows no other dtype.
-const BYTES_PER_VALUE: u64 = 4;
 
 /// Keys and values of one sequence, for all layers.
 ///
@@ -109,6 +113,7 @@ pub struct KvCache {
     capacity: usize,
     chunk: usize,
     window: usize,
+    dtype: CacheDtype,
     bytes: u64,
 }
 
@@ -117,18 +122,22 @@ impl KvCache {
     ///
     /// # Errors
     ///
-    /// Those of [`CacheOptions::bytes`], and [`CacheError::OutOfMemory`] if the device's memory (for
+    /// Those of [`CacheOptions::bytes`], [`CacheError::UnsupportedDtype`], and [`CacheError::OutOfMemory`] if the device's memory (for
     /// CPU devices the memory that the system says is available) is smaller than the cache.
     pub fn new(config: &TextConfig, options: &CacheOptions, device: &Device) -> Result<Self, CacheError> {
         let capacity = options.resolve(config)?;
         let bytes = options.bytes(config)?;
+        let dtype = options.dtype.unwrap_or_default();
+        if !dtype.is_supported(device) {
+            return Err(CacheError::UnsupportedDtype { dtype });
+        }
         memory::check_available(bytes, device)?;
         let layers = config
             .layer_types
             .iter()
             .map(|kind| {
                 let slots = options.slots(*kind, capacity, config);
-                LayerCache::new(config.num_key_value_heads, slots, config.head_dim, device)
+                LayerCache::new(config.num_key_value_heads, slots, config.head_dim, dtype, device)
             })
             .collect();
         Ok(Self {
@@ -138,6 +147,7 @@ impl KvCache {
             capacity,
             chunk: options.chunk,
             window: config.sliding_window,
+            dtype,
             bytes,
         })
     }
@@ -165,6 +175,11 @@ impl KvCache {
     /// The most tokens that one forward pass may add.
     pub fn chunk(&self) -> usize {
         self.chunk
+    }
+
+    /// In which numbers keys and values are kept.
+    pub fn dtype(&self) -> CacheDtype {
+        self.dtype
     }
 
     /// Bytes that the cache occupies on its device; the formula of [`CacheOptions::bytes`].

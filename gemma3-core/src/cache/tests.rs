@@ -1,7 +1,7 @@
 //! Where positions lie in a layer, and how far a cache can go back. What attention makes of it is in
 //! `tests/invariants.rs`.
 
-use super::{CacheError, CacheOptions, KvCache};
+use super::{CacheDtype, CacheError, CacheOptions, KvCache};
 use crate::config::TextConfig;
 
 fn config() -> TextConfig {
@@ -35,7 +35,7 @@ fn the_longest_contexts_of_the_released_models_are_reachable() {
 #[test]
 fn the_1b_at_32k_needs_what_the_formula_says() {
     // 2 x 1 head x 256 x 4 bytes x (4 global layers x 32,768 + 22 local x (512 + 512)).
-    let options = CacheOptions { capacity: Some(32_768), chunk: 512 };
+    let options = CacheOptions { capacity: Some(32_768), chunk: 512, ..CacheOptions::default() };
     assert_eq!(options.bytes(&TextConfig::gemma3_1b()), Ok(2 * 256 * 4 * (4 * 32_768 + 22 * 1024)));
 }
 
@@ -47,21 +47,43 @@ mod on_flex {
     use crate::cache::LayerCache;
 
     /// Keys whose every value is the position.
-    fn marked(positions: std::ops::Range<usize>) -> Tensor<3> {
+    fn marked(positions: std::ops::Range<usize>) -> Tensor<2> {
         let values: Vec<f32> = positions.clone().map(|p| p as f32).collect();
-        Tensor::from_data(TensorData::new(values, [1, positions.len(), 1]), &Device::flex())
+        Tensor::from_data(TensorData::new(values, [positions.len(), 1]), &Device::flex())
     }
 
     fn read(layer: &LayerCache, positions: std::ops::Range<usize>) -> Vec<f32> {
-        let (keys, values) = layer.read(positions.start, positions.end);
+        let (keys, values) = layer.entries(positions);
         assert_eq!(keys.dims(), values.dims());
         keys.into_data().try_into_vec().expect("f32")
     }
 
     #[test]
+    fn half_precision_takes_half_the_memory_and_stays_on_flex() {
+        let options = CacheOptions { capacity: Some(100), ..CacheOptions::default() };
+        let bytes = |dtype| CacheOptions { dtype, ..options }.bytes(&config()).expect("bytes");
+        assert_eq!(bytes(None), bytes(Some(CacheDtype::F32)));
+        for dtype in [CacheDtype::BF16, CacheDtype::F16] {
+            assert_eq!(2 * bytes(Some(dtype)), bytes(None));
+            let options = CacheOptions { dtype: Some(dtype), ..options };
+            let cache = KvCache::new(&config(), &options, &Device::flex()).expect("a cache");
+            assert_eq!((cache.dtype(), cache.bytes()), (dtype, bytes(Some(dtype))));
+        }
+    }
+
+    #[cfg(feature = "ndarray")]
+    #[test]
+    fn a_dtype_that_a_device_does_not_read_is_an_error() {
+        let device = crate::device::open("ndarray").expect("ndarray");
+        let options = CacheOptions { dtype: Some(CacheDtype::F16), ..CacheOptions::default() };
+        let error = KvCache::new(&config(), &options, &device).expect_err("no such cache");
+        assert_eq!(error, CacheError::UnsupportedDtype { dtype: CacheDtype::F16 });
+    }
+
+    #[test]
     fn a_ring_gives_positions_in_order_also_across_its_end() {
         let slots = 7;
-        let mut layer = LayerCache::new(1, slots, 1, &Device::flex());
+        let mut layer = LayerCache::new(1, slots, 1, CacheDtype::F32, &Device::flex());
         let mut position = 0;
         for count in [3, 1, 7, 2, 5, 4, 1, 7] {
             layer.write(position, marked(position..position + count), marked(position..position + count));
@@ -75,7 +97,7 @@ mod on_flex {
 
     #[test]
     fn a_write_to_a_fork_leaves_the_other_unchanged() {
-        let mut parent = LayerCache::new(1, 4, 1, &Device::flex());
+        let mut parent = LayerCache::new(1, 4, 1, CacheDtype::F32, &Device::flex());
         parent.write(0, marked(0..3), marked(0..3));
         let mut fork = parent.clone();
         fork.write(0, marked(10..12), marked(10..12));
@@ -85,7 +107,7 @@ mod on_flex {
 
     #[test]
     fn a_cache_goes_back_as_far_as_its_rings_hold() {
-        let options = CacheOptions { capacity: Some(100), chunk: 3 };
+        let options = CacheOptions { capacity: Some(100), chunk: 3, ..CacheOptions::default() };
         let mut cache = KvCache::new(&config(), &options, &Device::flex()).expect("a cache");
         cache.advance(7);
         assert_eq!(cache.earliest_truncation(), 0, "the ring of 4 + 3 has not come around");

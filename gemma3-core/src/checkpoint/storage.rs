@@ -18,6 +18,9 @@ pub struct CheckpointBytes(Arc<dyn Owner + Send + Sync>);
 
 /// What holds bytes.
 trait Owner: AsRef<[u8]> {
+    /// Whether the bytes are those of a file, which need not stay in memory.
+    fn is_mapped(&self) -> bool;
+
     /// Gives the memory of some bytes back to the system, where they can be had again.
     fn release(&self, range: Range<usize>);
 }
@@ -35,6 +38,10 @@ impl<T: AsRef<[u8]>> AsRef<[u8]> for Given<T> {
 }
 
 impl<T: AsRef<[u8]>> Owner for Given<T> {
+    fn is_mapped(&self) -> bool {
+        false
+    }
+
     fn release(&self, _range: Range<usize>) {}
 }
 
@@ -45,6 +52,10 @@ impl AsRef<[u8]> for Mapped {
 }
 
 impl Owner for Mapped {
+    fn is_mapped(&self) -> bool {
+        true
+    }
+
     fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
@@ -96,6 +107,12 @@ impl CheckpointBytes {
     pub(crate) fn owner(&self) -> Arc<dyn AsRef<[u8]> + Send + Sync> {
         let owner: Arc<dyn Owner + Send + Sync> = Arc::clone(&self.0);
         owner
+    }
+
+    /// Whether this is a mapped file.
+    #[cfg(feature = "flex")]
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.0.is_mapped()
     }
 
     /// Says that some of the bytes will not be read again soon: a mapped file's pages need not stay in

@@ -10,6 +10,8 @@ pub use quantize::Quantization;
 
 use std::borrow::Cow;
 #[cfg(feature = "flex")]
+use std::ops::Range;
+#[cfg(feature = "flex")]
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorCreationOptions, TensorData};
@@ -18,7 +20,9 @@ use rayon::prelude::*;
 use crate::checkpoint::{TensorFormat, TensorView};
 #[cfg(feature = "flex")]
 use crate::ops::cpu::packed::{PackedError, PackedMatrix, SharedBytes};
-use crate::ops::{self, Precision};
+#[cfg(feature = "flex")]
+use crate::ops::extension::PackedProducts;
+use crate::ops::{self, Norm, Precision};
 use blocks::BlockError;
 
 /// A matrix \[out, in\] of weights.
@@ -105,9 +109,7 @@ impl Matrix {
             }
         };
         let matrix = Self::load_kept(view, shape, device, precision)?;
-        if !matrix.is_mapped()
-            && let Some((bytes, range)) = place
-        {
+        if let Some((bytes, range)) = place {
             bytes.release(range);
         }
         Ok(matrix)
@@ -122,11 +124,21 @@ impl Matrix {
         #[cfg(feature = "flex")]
         if ops::is_flex(device) {
             let format = view.format;
-            let bytes = match view.place {
-                Some((bytes, range)) => SharedBytes::new(bytes.owner(), range)?,
-                None => SharedBytes::from(view.bytes.into_owned()),
+            let weight = match view.place {
+                // Pages of a mapped file are given back as they are copied: at no time are both in memory.
+                Some((bytes, place)) if bytes.is_mapped() => {
+                    let shared = SharedBytes::new(bytes.owner(), place.clone())?;
+                    let done = |part: Range<usize>| {
+                        bytes.release(place.start + part.start..place.start + part.end);
+                    };
+                    PackedMatrix::from_file(format, shape, &shared, &done)?
+                }
+                Some((bytes, place)) => {
+                    PackedMatrix::new(format, shape, SharedBytes::new(bytes.owner(), place)?)?
+                }
+                None => PackedMatrix::new(format, shape, SharedBytes::from(view.bytes.into_owned()))?,
             };
-            let weight = Arc::new(PackedMatrix::new(format, shape, bytes)?);
+            let weight = Arc::new(weight);
             let storage = Storage::Packed { weight, precision };
             return Ok(Self { device: device.clone(), storage });
         }
@@ -143,15 +155,6 @@ impl Matrix {
         let options = TensorCreationOptions::new(device.clone()).with_dtype(DType::F32);
         let weight = Tensor::from_data(TensorData::new(values, shape), options);
         Self { device: device.clone(), storage: Storage::Floats { weight, format } }
-    }
-
-    /// Whether the weights are used where they lie in a file.
-    fn is_mapped(&self) -> bool {
-        match &self.storage {
-            Storage::Floats { .. } => false,
-            #[cfg(feature = "flex")]
-            Storage::Packed { weight, .. } => !weight.format().is_block(),
-        }
     }
 
     /// The format of the file that the weights came from.
@@ -192,25 +195,59 @@ impl Matrix {
 
     /// `x Wᵀ`: \[tokens, in\] → \[tokens, out\].
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let [product] = Self::forward_each([self], x);
-        product
+        match &self.storage {
+            Storage::Floats { weight, .. } => ops::portable::linear(x, weight),
+            #[cfg(feature = "flex")]
+            Storage::Packed { weight, precision } => {
+                let weights = vec![weight.clone()];
+                ops::packed_linear(x, PackedProducts { weights, precision: *precision }).swap_remove(0)
+            }
+        }
     }
 
     /// `x Wᵀ` for several matrices with the same input, which is prepared once for all.
     pub fn forward_each<const N: usize>(matrices: [&Self; N], x: Tensor<2>) -> [Tensor<2>; N] {
         #[cfg(feature = "flex")]
-        if let Some((weights, precision)) = all_packed(&matrices)
-            && let Ok(products) = ops::packed_linear(x.clone(), weights, precision).try_into()
+        if let Some(products) = all_packed(&matrices)
+            && let Ok(products) = ops::packed_linear(x.clone(), products).try_into()
         {
             return products;
         }
-        matrices.map(|matrix| match &matrix.storage {
-            Storage::Floats { weight, .. } => ops::portable::linear(x.clone(), weight),
-            #[cfg(feature = "flex")]
-            Storage::Packed { weight, precision } => {
-                ops::packed_linear(x.clone(), vec![weight.clone()], *precision).swap_remove(0)
-            }
-        })
+        matrices.map(|matrix| matrix.forward(x.clone()))
+    }
+
+    /// `norm(x) Wᵀ` for several matrices with the same input.
+    pub(crate) fn forward_normed<const N: usize>(
+        matrices: [&Self; N],
+        x: Tensor<2>,
+        norm: Norm<'_>,
+    ) -> [Tensor<2>; N] {
+        #[cfg(feature = "flex")]
+        if let Some(products) = all_packed(&matrices)
+            && let Ok(products) = ops::packed_norm_linear(x.clone(), norm, products).try_into()
+        {
+            return products;
+        }
+        Self::forward_each(matrices, ops::rms_norm(x, norm.scale, norm.eps))
+    }
+
+    /// `gelu_tanh(norm(x) gateᵀ) * (norm(x) upᵀ)`: \[tokens, in\] → \[tokens, out\].
+    pub(crate) fn forward_gated(gate: &Self, up: &Self, x: Tensor<2>, norm: Norm<'_>) -> Tensor<2> {
+        #[cfg(feature = "flex")]
+        if let Some(products) = all_packed(&[gate, up]) {
+            return ops::packed_gated_linear(x, norm, products);
+        }
+        let [gate, up] = Self::forward_normed([gate, up], x, norm);
+        ops::gelu_mul(gate, up)
+    }
+
+    /// `residual + norm(x Wᵀ)`: `x` \[tokens, in\], `residual` \[tokens, out\] → \[tokens, out\].
+    pub(crate) fn forward_norm_add(&self, x: Tensor<2>, norm: Norm<'_>, residual: Tensor<2>) -> Tensor<2> {
+        #[cfg(feature = "flex")]
+        if let Some(products) = all_packed(&[self]) {
+            return ops::packed_linear_norm_add(x, products, norm, residual);
+        }
+        residual + ops::rms_norm(self.forward(x), norm.scale, norm.eps)
     }
 
     /// Rows `ids` of the matrix, \[ids, in\]. The ids must be below [`Matrix::out_features`].
@@ -239,9 +276,9 @@ impl Matrix {
 
 /// The weights of matrices that are all packed, to be multiplied alike.
 #[cfg(feature = "flex")]
-fn all_packed<const N: usize>(matrices: &[&Matrix; N]) -> Option<(Vec<Arc<PackedMatrix>>, Precision)> {
+fn all_packed(matrices: &[&Matrix]) -> Option<PackedProducts> {
     let mut common = None;
-    let mut weights = Vec::with_capacity(N);
+    let mut weights = Vec::with_capacity(matrices.len());
     for matrix in matrices {
         let Storage::Packed { weight, precision } = &matrix.storage else { return None };
         if *common.get_or_insert(*precision) != *precision {
@@ -249,5 +286,5 @@ fn all_packed<const N: usize>(matrices: &[&Matrix; N]) -> Option<(Vec<Arc<Packed
         }
         weights.push(weight.clone());
     }
-    Some((weights, common?))
+    Some(PackedProducts { weights, precision: common? })
 }

@@ -30,20 +30,10 @@ impl Block {
         sequences: &mut [AttentionContext<'_>],
         mut trace: LayerTrace<'_>,
     ) -> Tensor<2> {
-        let h = self.input_layernorm.forward(x.clone());
-        trace.record("input_layernorm", &h);
-        let h = self.attention.forward(h, rotation, sequences, &mut trace);
-        let h = self.post_attention_layernorm.forward(h);
-        trace.record("post_attention_layernorm", &h);
-        let x = x + h;
-
-        let h = self.pre_feedforward_layernorm.forward(x.clone());
-        trace.record("pre_feedforward_layernorm", &h);
-        let h = self.feed_forward.forward(h);
-        trace.record("mlp", &h);
-        let h = self.post_feedforward_layernorm.forward(h);
-        trace.record("post_feedforward_layernorm", &h);
-        let x = x + h;
+        let (pre, post) = (&self.input_layernorm, &self.post_attention_layernorm);
+        let x = self.attention.forward(x, pre, post, rotation, sequences, &mut trace);
+        let (pre, post) = (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm);
+        let x = self.feed_forward.forward(x, pre, post, &mut trace);
         trace.record_layer_output(&x);
         x
     }

@@ -8,14 +8,14 @@ use super::attention::AttentionContext;
 use super::block::Block;
 use super::embedding::Embedding;
 use super::handle::ForwardError;
-use super::mask::Visibility;
 use super::norm::RmsNorm;
 use super::rope::RotaryEmbedding;
 use super::span::EmbeddedSpan;
 use super::trace::Trace;
-use crate::cache::{CacheError, KvCache};
+use crate::cache::{CacheDtype, CacheError, KvCache};
 use crate::config::{LayerType, TextConfig};
 use crate::matrix::Matrix;
+use crate::ops::{Precision, Visibility};
 
 /// Gemma 3's text decoder.
 #[derive(Debug, Clone)]
@@ -29,6 +29,7 @@ pub struct Decoder {
     pub(super) local_rope: RotaryEmbedding,
     pub(super) global_rope: RotaryEmbedding,
     pub(super) device: Device,
+    pub(super) precision: Precision,
 }
 
 /// The next tokens of one sequence.
@@ -105,6 +106,15 @@ impl Decoder {
         });
         let ends = std::iter::once(self.embedding.table()).chain(&self.head);
         blocks.chain(ends).map(Matrix::bytes).sum()
+    }
+
+    /// The dtype of caches for which none is asked: half precision where attention reads that natively, unless
+    /// products are exact.
+    pub fn cache_dtype(&self) -> CacheDtype {
+        match self.precision {
+            Precision::Fast if CacheDtype::F16.is_supported(&self.device) => CacheDtype::F16,
+            _ => CacheDtype::F32,
+        }
     }
 
     /// The scaled embeddings of `ids`, \[ids, hidden\]: what [`SegmentInput::Ids`] would enter with.
@@ -197,9 +207,10 @@ impl Decoder {
             Logits::All => x,
             Logits::Last => last_rows(x, &sequences),
         };
-        let x = self.norm.forward(x);
-        trace.record_final_norm(&x);
-        Ok(Some(self.head.as_ref().unwrap_or(self.embedding.table()).forward(x)))
+        trace.record_final_norm(|| self.norm.forward(x.clone()));
+        let head = self.head.as_ref().unwrap_or(self.embedding.table());
+        let [logits] = Matrix::forward_normed([head], x, self.norm.parts());
+        Ok(Some(logits))
     }
 
     /// Checks the segments and puts their vectors one after the other: \[tokens, hidden\].
@@ -223,16 +234,13 @@ impl Decoder {
                 }
             };
             let rows = x.dims()[0];
-            let visibility = |kind| {
-                let queries = position..position + rows;
-                Visibility::new(kind, queries, self.config.sliding_window, &images, &self.device)
-            };
+            let queries = position..position + rows;
             sequences.push(Row {
                 first_row,
                 rows,
                 position,
-                local: visibility(LayerType::SlidingAttention),
-                global: visibility(LayerType::FullAttention),
+                local: Visibility::new(queries.clone(), Some(self.config.sliding_window), images.clone()),
+                global: Visibility::new(queries, None, images),
                 cache: &mut *segment.cache,
             });
             first_row += rows;
@@ -291,7 +299,6 @@ impl Row<'_> {
         Some(AttentionContext {
             first_row: self.first_row,
             rows: self.rows,
-            position: self.position,
             cache: self.cache.layer_mut(layer)?,
             visibility: match kind {
                 LayerType::FullAttention => &self.global,

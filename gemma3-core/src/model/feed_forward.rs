@@ -2,8 +2,9 @@
 
 use burn::tensor::Tensor;
 
+use super::norm::RmsNorm;
+use super::trace::LayerTrace;
 use crate::matrix::Matrix;
-use crate::ops;
 
 /// Feed-forward layer of one block.
 #[derive(Debug, Clone)]
@@ -14,9 +15,21 @@ pub(super) struct FeedForward {
 }
 
 impl FeedForward {
-    /// `x` \[tokens, hidden\] → \[tokens, hidden\].
-    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let [gate, up] = Matrix::forward_each([&self.gate_proj, &self.up_proj], x);
-        self.down_proj.forward(ops::gelu_mul(gate, up)) // [tokens, intermediate] -> [tokens, hidden]
+    /// `x + post_norm(feed_forward(pre_norm(x)))`: \[tokens, hidden\] → \[tokens, hidden\].
+    pub(super) fn forward(
+        &self,
+        x: Tensor<2>,
+        pre_norm: &RmsNorm,
+        post_norm: &RmsNorm,
+        trace: &mut LayerTrace<'_>,
+    ) -> Tensor<2> {
+        trace.record_with("pre_feedforward_layernorm", || pre_norm.forward(x.clone()));
+        let gated = Matrix::forward_gated(&self.gate_proj, &self.up_proj, x.clone(), pre_norm.parts());
+        // gated: [tokens, intermediate]
+        trace.record_with("mlp", || self.down_proj.forward(gated.clone()));
+        trace.record_with("post_feedforward_layernorm", || {
+            post_norm.forward(self.down_proj.forward(gated.clone()))
+        });
+        self.down_proj.forward_norm_add(gated, post_norm.parts(), x)
     }
 }

@@ -99,11 +99,12 @@ impl Model {
         device: &Device,
         options: LoadOptions<'_>,
     ) -> Result<Self, LoadError> {
-        let threads = Threads::new(device, options.threads)?;
+        let threads = options.threads(device)?;
         Self::load_on(checkpoint, device, threads, options)
     }
 
-    /// [`load`](Self::load) on threads that others compute on too; [`LoadOptions::threads`] is not looked at.
+    /// [`load`](Self::load) on threads that others compute on too; the threads of the options are not
+    /// looked at.
     ///
     /// # Errors
     ///
@@ -162,7 +163,7 @@ impl Model {
     }
 
     /// A new, empty cache for one sequence. Its chunk is at least an image long, because the tokens of an
-    /// image are computed together.
+    /// image are computed together; its dtype, if none is asked for, is what suits the model's precision.
     ///
     /// # Errors
     ///
@@ -170,7 +171,9 @@ impl Model {
     pub fn new_cache(&self, options: &CacheOptions) -> Result<KvCache, CacheError> {
         let image_tokens = self.config().image_tokens.map_or(0, |tokens| tokens.mm_tokens_per_image);
         let chunk = if options.chunk == 0 { 0 } else { options.chunk.max(image_tokens) };
-        KvCache::new(self.decoder().config(), &CacheOptions { chunk, ..*options }, self.device())
+        let dtype = Some(options.dtype.unwrap_or_else(|| self.decoder().cache_dtype()));
+        let options = CacheOptions { chunk, dtype, ..*options };
+        KvCache::new(self.decoder().config(), &options, self.device())
     }
 
     /// Appends tokens to one or several sequences: [`Decoder::forward`] on this model's threads.

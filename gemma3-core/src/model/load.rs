@@ -13,6 +13,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, LayerTensor, TensorView, Te
 use crate::config::LayerType;
 use crate::matrix::{self, Matrix, MatrixError, Quantization, blocks::BlockError};
 use crate::ops::Precision;
+use crate::threads::Threads;
 
 /// How to load a model.
 #[derive(Default)]
@@ -20,6 +21,8 @@ pub struct LoadOptions<'a> {
     /// CPU threads to compute with, on a pool that the model owns. `None`: as many as the process may
     /// use. Has no effect on devices that are not CPUs.
     pub threads: Option<usize>,
+    /// The host's own threads ([`Threads::lent`]), to be used in place of a pool of the model's.
+    pub lent_threads: Option<Threads>,
     /// Whether to look for weights that are NaN or infinite, which otherwise show as NaN logits much
     /// later. `None`: in debug builds only, because it reads every weight once more.
     pub check_finite: Option<bool>,
@@ -30,6 +33,20 @@ pub struct LoadOptions<'a> {
     pub quantization: Quantization,
     /// Called after each tensor.
     pub progress: Option<&'a mut (dyn FnMut(LoadProgress) + Send)>,
+}
+
+impl LoadOptions<'_> {
+    /// The threads to compute with on a device.
+    ///
+    /// # Errors
+    ///
+    /// Threads that the system does not give.
+    pub fn threads(&self, device: &Device) -> Result<Threads, rayon::ThreadPoolBuildError> {
+        match &self.lent_threads {
+            Some(threads) if crate::device::is_cpu(device) => Ok(threads.clone()),
+            _ => Threads::new(device, self.threads),
+        }
+    }
 }
 
 /// How far loading has come.
@@ -112,6 +129,7 @@ pub(super) fn decoder(
         local_rope: RotaryEmbedding::for_layer_type(&config, LayerType::SlidingAttention),
         global_rope: RotaryEmbedding::for_layer_type(&config, LayerType::FullAttention),
         device: device.clone(),
+        precision: options.precision,
         config,
         embedding,
         blocks,

@@ -17,7 +17,6 @@ mod embedding;
 mod feed_forward;
 mod handle;
 mod load;
-mod mask;
 mod norm;
 mod rope;
 mod span;

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::ops;
+use crate::ops::{self, Norm};
 
 /// `x * rsqrt(mean(x²) + eps) * scale`, in f32.
 #[derive(Debug, Clone)]
@@ -23,9 +23,14 @@ impl RmsNorm {
         ops::rms_norm(x, &self.scale, self.eps)
     }
 
-    /// Normalizes each head's vector of `x` \[tokens, heads, head_dim\].
-    pub(super) fn forward_heads(&self, x: Tensor<3>) -> Tensor<3> {
-        let [tokens, heads, head_dim] = x.dims();
-        self.forward(x.reshape([tokens * heads, head_dim])).reshape([tokens, heads, head_dim])
+    /// Normalizes each head's vector of `x` \[tokens, heads * head_dim\].
+    pub(super) fn forward_heads(&self, x: Tensor<2>, heads: usize) -> Tensor<2> {
+        let [tokens, width] = x.dims();
+        self.forward(x.reshape([tokens * heads, width / heads])).reshape([tokens, width])
+    }
+
+    /// The operations' view of it.
+    pub(crate) fn parts(&self) -> Norm<'_> {
+        Norm { scale: &self.scale, eps: self.eps }
     }
 }

@@ -6,6 +6,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::norm::RmsNorm;
 use crate::config::{LayerType, TextConfig};
 use crate::ops;
 
@@ -82,8 +83,8 @@ impl RotaryEmbedding {
 }
 
 impl Rotation {
-    /// Turns `x` \[tokens, heads, head_dim\].
-    pub(super) fn apply(&self, x: Tensor<3>) -> Tensor<3> {
-        ops::rotate(x, &self.cos, &self.sin)
+    /// Normalizes, turns and scales the heads of `x` \[tokens, heads * head_dim\].
+    pub(super) fn apply(&self, x: Tensor<2>, norm: &RmsNorm, factor: f32) -> Tensor<2> {
+        ops::norm_rope(x, norm.parts(), &self.cos, &self.sin, factor)
     }
 }

@@ -21,7 +21,7 @@ pub enum Activation {
     /// | `input_layernorm`, `o_proj`, `post_attention_layernorm`, `pre_feedforward_layernorm`, `mlp`, `post_feedforward_layernorm` | \[T, hidden\] |
     /// | `q_proj` / `k_proj`, `v_proj` | \[T, heads * head_dim\] / \[T, kv_heads * head_dim\] |
     /// | `q_norm`, `q_rope` / `k_norm`, `k_rope` | \[heads, T, head_dim\] / \[kv_heads, T, head_dim\] |
-    /// | `probs` (one sequence, one slice of queries) | \[heads, T, keys\] |
+    /// | `probs` (of the last sequence; all scores at once, so for short texts) | \[heads, T, keys\] |
     /// | `attention` | \[T, heads * head_dim\] |
     Detail(usize, &'static str),
     /// The normalized output of the last layer, \[T, hidden\].
@@ -98,9 +98,9 @@ impl Trace {
         }
     }
 
-    pub(super) fn record_final_norm(&mut self, x: &Tensor<2>) {
+    pub(super) fn record_final_norm(&mut self, x: impl FnOnce() -> Tensor<2>) {
         if self.final_norm {
-            self.insert(Activation::FinalNorm, x);
+            self.insert(Activation::FinalNorm, &x());
         }
     }
 
@@ -125,19 +125,34 @@ pub(super) struct LayerTrace<'a> {
 
 impl LayerTrace<'_> {
     pub(super) fn record(&mut self, name: &'static str, tensor: &Tensor<2>) {
-        self.record_rows(name, tensor);
+        self.record_with(name, || tensor.clone());
     }
 
-    /// Records \[tokens, heads, head_dim\] as \[heads, tokens, head_dim\].
-    pub(super) fn record_heads(&mut self, name: &'static str, tensor: &Tensor<3>) {
+    /// Records what a fused operation has no tensor of, computed for the trace alone.
+    pub(super) fn record_with(&mut self, name: &'static str, tensor: impl FnOnce() -> Tensor<2>) {
         if self.details {
-            self.record_rows(name, &tensor.clone().swap_dims(0, 1));
+            self.trace.insert(Activation::Detail(self.index, name), &tensor());
         }
     }
 
-    pub(super) fn record_rows<const D: usize>(&mut self, name: &'static str, tensor: &Tensor<D>) {
+    /// Records \[tokens, heads * head_dim\] as \[heads, tokens, head_dim\].
+    pub(super) fn record_heads(
+        &mut self,
+        name: &'static str,
+        heads: usize,
+        tensor: impl FnOnce() -> Tensor<2>,
+    ) {
         if self.details {
-            self.trace.insert(Activation::Detail(self.index, name), tensor);
+            let tensor = tensor();
+            let [tokens, width] = tensor.dims();
+            let by_head = tensor.reshape([tokens, heads, width / heads]).swap_dims(0, 1);
+            self.trace.insert(Activation::Detail(self.index, name), &by_head);
+        }
+    }
+
+    pub(super) fn record_probabilities(&mut self, probabilities: impl FnOnce() -> Tensor<3>) {
+        if self.details {
+            self.trace.insert(Activation::Detail(self.index, "probs"), &probabilities());
         }
     }
 

@@ -7,9 +7,6 @@
 //! devices have one is decided here, in `is_accelerated`, so that a tensor on any other device
 //! (also one that a host enabled without telling us) takes the portable path.
 
-#[cfg(feature = "flex")]
-use std::sync::Arc;
-
 use burn::tensor::Tensor;
 
 #[cfg(feature = "flex")]
@@ -18,15 +15,15 @@ pub(crate) mod cpu;
 pub mod extension;
 pub mod portable;
 mod precision;
+mod visibility;
 
 pub use precision::Precision;
+pub use visibility::Visibility;
 
 #[cfg(feature = "flex")]
 use burn::backend::Dispatch;
 #[cfg(feature = "flex")]
-use cpu::packed::PackedMatrix;
-#[cfg(feature = "flex")]
-use extension::{DecoderOps, PackedProducts};
+use extension::{CachedAttention, DecoderOps, NormRope, PackedProducts};
 
 /// Whether this crate brings its own operations for the device.
 #[cfg(feature = "flex")]
@@ -41,31 +38,131 @@ fn is_accelerated<const D: usize>(tensor: &Tensor<D>) -> bool {
     is_flex(&tensor.device()) && tensor.dtype() == burn::tensor::DType::F32
 }
 
+/// An RMS normalization: the multiplier \[width\], and what is added to the mean square.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// `1 + w` of the paper's `w`, \[width\].
+    pub scale: &'a Tensor<1>,
+    /// Added to the mean square.
+    pub eps: f64,
+}
+
 /// `x Wᵀ` for several weights in the format of their file, which flex multiplies where they lie: `x`
 /// \[rows, in\] gives a \[rows, out\] for each.
 ///
 /// Definition: [`portable::linear`] with the weights expanded to f32.
 #[cfg(feature = "flex")]
-pub(crate) fn packed_linear(
-    x: Tensor<2>,
-    weights: Vec<Arc<PackedMatrix>>,
-    precision: Precision,
-) -> Vec<Tensor<2>> {
-    let rows = x.dims()[0];
-    let outputs: Vec<usize> = weights.iter().map(|weight| weight.out_features()).collect();
-    let products = PackedProducts { weights, precision };
+pub(crate) fn packed_linear(x: Tensor<2>, products: PackedProducts) -> Vec<Tensor<2>> {
+    let (rows, outputs) = (x.dims()[0], products.out_features());
     let all = <Dispatch as DecoderOps>::packed_linear(x.into_dispatch(), products);
-    let all: Tensor<1> = Tensor::from_dispatch(all);
-    if let [outputs] = outputs[..] {
-        return vec![all.reshape([rows, outputs])];
+    split(Tensor::from_dispatch(all), rows, &outputs)
+}
+
+/// `norm(x) Wᵀ` for several weights in the format of their file, on flex.
+///
+/// Definition: [`portable::norm_linear`] with the weights expanded to f32.
+#[cfg(feature = "flex")]
+pub(crate) fn packed_norm_linear(x: Tensor<2>, norm: Norm<'_>, products: PackedProducts) -> Vec<Tensor<2>> {
+    let (rows, outputs) = (x.dims()[0], products.out_features());
+    let scale = norm.scale.clone().into_dispatch();
+    let x = x.into_dispatch();
+    let all = <Dispatch as DecoderOps>::packed_norm_linear(x, scale, norm.eps as f32, products);
+    split(Tensor::from_dispatch(all), rows, &outputs)
+}
+
+/// `gelu_tanh(norm(x) gateᵀ) * (norm(x) upᵀ)`, on flex; the weights are the gate and what it gates.
+///
+/// Definition: [`portable::gated_linear`] with the weights expanded to f32.
+#[cfg(feature = "flex")]
+pub(crate) fn packed_gated_linear(x: Tensor<2>, norm: Norm<'_>, products: PackedProducts) -> Tensor<2> {
+    let scale = norm.scale.clone().into_dispatch();
+    let x = x.into_dispatch();
+    let out = <Dispatch as DecoderOps>::packed_gated_linear(x, scale, norm.eps as f32, products);
+    Tensor::from_dispatch(out)
+}
+
+/// `residual + norm(x Wᵀ)`, on flex, for one weight.
+///
+/// Definition: [`portable::linear_norm_add`] with the weights expanded to f32.
+#[cfg(feature = "flex")]
+pub(crate) fn packed_linear_norm_add(
+    x: Tensor<2>,
+    products: PackedProducts,
+    norm: Norm<'_>,
+    residual: Tensor<2>,
+) -> Tensor<2> {
+    let scale = norm.scale.clone().into_dispatch();
+    let (x, residual) = (x.into_dispatch(), residual.into_dispatch());
+    let eps = norm.eps as f32;
+    let out = <Dispatch as DecoderOps>::packed_linear_norm_add(x, products, scale, eps, residual);
+    Tensor::from_dispatch(out)
+}
+
+/// Matrices \[rows, outputs\] that lie one after the other.
+#[cfg(feature = "flex")]
+fn split(all: Tensor<1>, rows: usize, outputs: &[usize]) -> Vec<Tensor<2>> {
+    if let [outputs] = outputs {
+        return vec![all.reshape([rows, *outputs])];
     }
     let mut start = 0;
-    let mut part = |outputs| {
-        let part = all.clone().narrow(0, start, rows * outputs).reshape([rows, outputs]);
+    let mut part = |outputs: &usize| {
+        let part = all.clone().narrow(0, start, rows * outputs).reshape([rows, *outputs]);
         start += rows * outputs;
         part
     };
-    outputs.into_iter().map(&mut part).collect()
+    outputs.iter().map(&mut part).collect()
+}
+
+/// Normalizes each head's vector of `x` \[tokens, heads * head_dim\], turns it by the angles of its token, given
+/// as `cos` and `sin` \[tokens, 1, head_dim / 2\], and multiplies it with `factor`.
+///
+/// Definition: [`portable::norm_rope`].
+pub fn norm_rope(x: Tensor<2>, norm: Norm<'_>, cos: &Tensor<3>, sin: &Tensor<3>, factor: f32) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if is_accelerated(&x) && is_accelerated(norm.scale) && is_accelerated(cos) && is_accelerated(sin) {
+        let (cos, sin) = (cos.clone().into_dispatch(), sin.clone().into_dispatch());
+        let (x, scale) = (x.into_dispatch(), norm.scale.clone().into_dispatch());
+        let sizes = NormRope { eps: norm.eps as f32, factor };
+        return Tensor::from_dispatch(<Dispatch as DecoderOps>::norm_rope(x, scale, cos, sin, sizes));
+    }
+    portable::norm_rope(x, norm, cos, sin, factor)
+}
+
+/// Stores `rows` \[tokens, kv_heads * head_dim\], f32, as the entries of positions `position..` in `cache`
+/// \[kv_heads, slots, head_dim\] of any float dtype: position `p` is in slot `p % slots`. In place, if the
+/// tensor that is given is the only one of its memory.
+///
+/// Definition: [`portable::write_cache`].
+pub fn write_cache(cache: Tensor<3>, rows: Tensor<2>, position: usize) -> Tensor<3> {
+    #[cfg(feature = "flex")]
+    if is_accelerated(&rows) && is_flex(&cache.device()) {
+        let (cache, rows) = (cache.into_dispatch(), rows.into_dispatch());
+        return Tensor::from_dispatch(<Dispatch as DecoderOps>::write_cache(cache, rows, position));
+    }
+    portable::write_cache(cache, rows, position)
+}
+
+/// Attention of the newest positions of a sequence over its cache: `q` \[tokens, heads * head_dim\], already
+/// scaled, over `keys` and `values` \[kv_heads, slots, head_dim\] of any float dtype. Flex reads the entries
+/// where they lie, never those that no query sees, and holds the scores of one tile of queries and keys a
+/// thread.
+///
+/// Definition: [`portable::cached_attention`].
+pub fn cached_attention(
+    q: Tensor<2>,
+    keys: &Tensor<3>,
+    values: &Tensor<3>,
+    heads: usize,
+    visibility: &Visibility,
+) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if is_accelerated(&q) && is_flex(&keys.device()) {
+        let (keys, values) = (keys.clone().into_dispatch(), values.clone().into_dispatch());
+        let over = CachedAttention { heads, visibility: visibility.clone() };
+        let out = <Dispatch as DecoderOps>::cached_attention(q.into_dispatch(), keys, values, over);
+        return Tensor::from_dispatch(out);
+    }
+    portable::cached_attention(q, keys, values, heads, visibility)
 }
 
 /// Root-mean-square normalization of each row of `x` \[rows, width\], scaled by `scale` \[width\].
@@ -144,19 +241,6 @@ pub fn attention(
         return Tensor::from_dispatch(out);
     }
     portable::attention(q, k, v, heads, sequences, scale)
-}
-
-/// Turns each head's vector of `x` \[tokens, heads, head_dim\] by the angles of its token, given as `cos`
-/// and `sin` \[tokens, 1, head_dim / 2\].
-///
-/// Definition: [`portable::rotate`].
-pub fn rotate(x: Tensor<3>, cos: &Tensor<3>, sin: &Tensor<3>) -> Tensor<3> {
-    #[cfg(feature = "flex")]
-    if is_accelerated(&x) && is_accelerated(cos) && is_accelerated(sin) {
-        let (cos, sin) = (cos.clone().into_dispatch(), sin.clone().into_dispatch());
-        return Tensor::from_dispatch(<Dispatch as DecoderOps>::rotate(x.into_dispatch(), cos, sin));
-    }
-    portable::rotate(x, cos, sin)
 }
 
 #[cfg(all(test, feature = "flex"))]

@@ -8,8 +8,8 @@ pub enum Precision {
     Exact,
     /// What the device does fastest. On flex, with weights in block formats, activations are rounded to 8 bits
     /// with a scale for every 32 of a row, as llama.cpp does (those of prompts to 14 bits with Q8_0 and
-    /// Q6_K): about 0.5% of a product's size. With bf16 weights and many rows they will be rounded to bf16 on
-    /// processors that multiply bf16, once those kernels have been run. Elsewhere the same as [`Precision::Exact`].
+    /// Q6_K): about 0.5% of a product's size. With bf16 weights and many rows they are rounded to bf16 on
+    /// processors that multiply bf16. Elsewhere products are those of [`Precision::Exact`].
     #[default]
     Fast,
 }

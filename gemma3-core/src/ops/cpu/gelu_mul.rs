@@ -19,6 +19,11 @@ pub(super) fn gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
         .for_each(|((out, gate), up)| arch.dispatch(Piece { gate, up, out }));
 }
 
+/// As [`gelu_mul`], on the calling thread.
+pub(super) fn gelu_mul_here(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    Arch::new().dispatch(Piece { gate, up, out });
+}
+
 struct Piece<'a> {
     gate: &'a [f32],
     up: &'a [f32],

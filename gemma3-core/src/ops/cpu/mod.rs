@@ -6,20 +6,26 @@
 
 mod attention;
 mod bias_gelu;
+mod cached_attention;
 mod exp;
 mod gelu_mul;
 mod layer_norm;
+mod norm_rope;
 pub(crate) mod packed;
 mod product;
 mod rms_norm;
-mod rotate;
+
+use std::borrow::Cow;
 
 use burn::backend::Flex;
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, Element, Shape};
 use burn_flex::FlexTensor;
+use half::{bf16, f16};
 
-use super::extension::{DecoderOps, PackedProducts};
-use packed::Activations;
+use super::extension::{CachedAttention, DecoderOps, NormRope, PackedProducts};
+use cached_attention::{CacheElement, KeysAndValues, Queries, write_rows};
+use packed::{Activations, multiply_each, multiply_gated};
+use pulp::bytemuck::Pod;
 
 /// Rows of a product that are done together. Each piece of weights meets all of them, so that they should stay
 /// in the last-level cache: 512 of the widest activations here (15,360 in the 12B) are 31 MB, of the image
@@ -30,25 +36,56 @@ impl DecoderOps for Flex {
     fn packed_linear(x: FlexTensor, products: PackedProducts) -> FlexTensor {
         let [rows, in_features] = dims(&x);
         let x = x.to_contiguous();
-        let outputs: usize = products.weights.iter().map(|weight| weight.out_features()).sum();
-        let mut out = FlexTensor::zeros(Shape::new([rows * outputs]), DType::F32);
-        let mut rest: &mut [f32] = out.storage_mut();
-        let mut outs = Vec::with_capacity(products.weights.len());
-        for weight in &products.weights {
-            let (out, tail) = rest.split_at_mut(rows * weight.out_features());
-            outs.push(out);
-            rest = tail;
-        }
+        linear(rows, in_features, &products, |start, end| {
+            Cow::Borrowed(&values(&x)[start * in_features..end * in_features])
+        })
+    }
+
+    fn packed_norm_linear(
+        x: FlexTensor,
+        scale: FlexTensor,
+        eps: f32,
+        products: PackedProducts,
+    ) -> FlexTensor {
+        let [rows, in_features] = dims(&x);
+        let (x, scale) = (x.to_contiguous(), scale.to_contiguous());
+        linear(rows, in_features, &products, |start, end| {
+            Cow::Owned(normed(&values(&x)[start * in_features..end * in_features], values(&scale), eps))
+        })
+    }
+
+    fn packed_gated_linear(
+        x: FlexTensor,
+        scale: FlexTensor,
+        eps: f32,
+        PackedProducts { weights, precision }: PackedProducts,
+    ) -> FlexTensor {
+        let [rows, in_features] = dims(&x);
+        let (x, scale) = (x.to_contiguous(), scale.to_contiguous());
+        let [gate, up] = &weights[..] else { unreachable!("a gate and what it gates") };
+        let width = gate.out_features();
+        let mut out = zeros(rows, width);
+        let all: &mut [f32] = out.storage_mut();
         for start in (0..rows).step_by(MAX_ROWS_AT_ONCE) {
             let end = rows.min(start + MAX_ROWS_AT_ONCE);
-            let x = &values(&x)[start * in_features..end * in_features];
-            let activations = Activations::new(x, end - start, in_features, products.precision);
-            for (weight, out) in products.weights.iter().zip(&mut outs) {
-                let width = weight.out_features();
-                weight.multiply_prepared(&activations, &mut out[start * width..end * width]);
-            }
+            let x = normed(&values(&x)[start * in_features..end * in_features], values(&scale), eps);
+            let activations = Activations::new(&x, end - start, in_features, precision);
+            multiply_gated(&activations, gate, up, &mut all[start * width..end * width]);
         }
         out
+    }
+
+    fn packed_linear_norm_add(
+        x: FlexTensor,
+        products: PackedProducts,
+        scale: FlexTensor,
+        eps: f32,
+        residual: FlexTensor,
+    ) -> FlexTensor {
+        let mut out = Self::packed_linear(x, products);
+        let (scale, residual) = (scale.to_contiguous(), residual.to_contiguous());
+        rms_norm::rms_norm_add(out.storage_mut(), values(&scale), values(&residual), eps);
+        out.reshape(residual.layout().shape().clone())
     }
 
     fn rms_norm(x: FlexTensor, scale: FlexTensor, eps: f32) -> FlexTensor {
@@ -97,14 +134,114 @@ impl DecoderOps for Flex {
         out
     }
 
-    fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
-        let shape = x.layout().shape().clone();
-        let (heads, head_dim) = (shape[1], shape[2]);
-        let (x, cos, sin) = (x.to_contiguous(), cos.to_contiguous(), sin.to_contiguous());
-        let mut out = FlexTensor::zeros(shape, DType::F32);
-        rotate::rotate(values(&x), values(&cos), values(&sin), out.storage_mut(), heads, head_dim);
+    fn norm_rope(
+        x: FlexTensor,
+        scale: FlexTensor,
+        cos: FlexTensor,
+        sin: FlexTensor,
+        sizes: NormRope,
+    ) -> FlexTensor {
+        let [_, width] = dims(&x);
+        let (mut x, scale) = (owned(x), scale.to_contiguous());
+        let (cos, sin) = (cos.to_contiguous(), sin.to_contiguous());
+        let NormRope { eps, factor } = sizes;
+        let heads = width / values(&scale).len();
+        norm_rope::norm_rope(x.storage_mut(), values(&scale), eps, values(&cos), values(&sin), heads, factor);
+        x
+    }
+
+    fn write_cache(mut cache: FlexTensor, rows: FlexTensor, position: usize) -> FlexTensor {
+        let rows = rows.to_contiguous();
+        let &[kv_heads, slots, head_dim] = &cache.layout().shape()[..] else { return cache };
+        let rows = values(&rows);
+        match cache.dtype() {
+            DType::BF16 => {
+                write_rows(rows, cache.storage_mut::<bf16>(), kv_heads, slots, head_dim, position);
+            }
+            DType::F16 => write_rows(rows, cache.storage_mut::<f16>(), kv_heads, slots, head_dim, position),
+            _ => write_rows(rows, cache.storage_mut::<f32>(), kv_heads, slots, head_dim, position),
+        }
+        cache
+    }
+
+    fn cached_attention(
+        q: FlexTensor,
+        keys: FlexTensor,
+        cached_values: FlexTensor,
+        over: CachedAttention,
+    ) -> FlexTensor {
+        let [rows, width] = dims(&q);
+        let q = q.to_contiguous();
+        let mut out = zeros(rows, width);
+        match keys.dtype() {
+            DType::BF16 => attend::<bf16>(&q, &keys, &cached_values, &mut out, &over),
+            DType::F16 => attend::<f16>(&q, &keys, &cached_values, &mut out, &over),
+            _ => attend::<f32>(&q, &keys, &cached_values, &mut out, &over),
+        }
         out
     }
+}
+
+/// Attention over caches of one dtype.
+fn attend<E: CacheElement + Element + Pod>(
+    q: &FlexTensor,
+    keys: &FlexTensor,
+    cached_values: &FlexTensor,
+    out: &mut FlexTensor,
+    over: &CachedAttention,
+) {
+    let (keys_data, values_data) = (keys.to_contiguous(), cached_values.to_contiguous());
+    let &[kv_heads, slots, head_dim] = &keys.layout().shape()[..] else { return };
+    let queries = Queries {
+        values: values(q),
+        heads: over.heads,
+        position: over.visibility.queries().start,
+        visible: over.visibility.visible_keys(),
+    };
+    let cache = KeysAndValues {
+        keys: keys_data.as_slice::<E>().unwrap_or_default(),
+        values: values_data.as_slice::<E>().unwrap_or_default(),
+        kv_heads,
+        slots,
+        head_dim,
+    };
+    cached_attention::attend(queries, cache, out.storage_mut());
+}
+
+/// Products of rows with each of the weights, one \[rows, out\] after the other; `x` gives some of the rows.
+fn linear<'a>(
+    rows: usize,
+    in_features: usize,
+    products: &PackedProducts,
+    x: impl Fn(usize, usize) -> Cow<'a, [f32]>,
+) -> FlexTensor {
+    let outputs: usize = products.weights.iter().map(|weight| weight.out_features()).sum();
+    let mut out = FlexTensor::zeros(Shape::new([rows * outputs]), DType::F32);
+    let mut rest: &mut [f32] = out.storage_mut();
+    let mut outs = Vec::with_capacity(products.weights.len());
+    for weight in &products.weights {
+        let (out, tail) = rest.split_at_mut(rows * weight.out_features());
+        outs.push(out);
+        rest = tail;
+    }
+    for start in (0..rows).step_by(MAX_ROWS_AT_ONCE) {
+        let end = rows.min(start + MAX_ROWS_AT_ONCE);
+        let x = x(start, end);
+        let activations = Activations::new(&x, end - start, in_features, products.precision);
+        let outs = products.weights.iter().zip(&mut outs).map(|(weight, out)| {
+            let width = weight.out_features();
+            (&**weight, &mut out[start * width..end * width])
+        });
+        multiply_each(&activations, outs);
+    }
+    out
+}
+
+/// Normalized rows.
+fn normed(x: &[f32], scale: &[f32], eps: f32) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    rms_norm::rms_norm(x, scale, &mut out, eps);
+    out
 }
 
 /// Rows and columns of a matrix.

@@ -36,6 +36,27 @@ fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) 
 ///
 /// When the sizes do not fit each other or the slices: a mistake of this crate, not of its input.
 pub(super) fn product(out: &mut [f32], out_stride: usize, a: Operand<'_>, b: Operand<'_>, factor: f32) {
+    multiply(out, out_stride, a, b, factor, false);
+}
+
+/// `out += a b`, with `out` \[a.rows, b.columns\] in rows of `out_stride` elements.
+///
+/// # Panics
+///
+/// As [`product`].
+pub(super) fn add_product(out: &mut [f32], out_stride: usize, a: Operand<'_>, b: Operand<'_>) {
+    multiply(out, out_stride, a, b, 1.0, true);
+}
+
+/// `factor * a b`, added to what `out` holds if `accumulate`, else in its place.
+fn multiply(
+    out: &mut [f32],
+    out_stride: usize,
+    a: Operand<'_>,
+    b: Operand<'_>,
+    factor: f32,
+    accumulate: bool,
+) {
     assert_eq!(a.columns, b.rows, "inner sizes");
     assert!(a.end() <= a.values.len() && b.end() <= b.values.len(), "an operand beyond its slice");
     let end = extent(a.rows, b.columns, out_stride, 1);
@@ -52,14 +73,14 @@ pub(super) fn product(out: &mut [f32], out_stride: usize, a: Operand<'_>, b: Ope
             out.as_mut_ptr(),
             1,
             out_stride as isize,
-            false,
+            accumulate,
             a.values.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
             b.values.as_ptr(),
             b.column_stride as isize,
             b.row_stride as isize,
-            0.0,
+            if accumulate { 1.0 } else { 0.0 },
             factor,
             false,
             false,

@@ -21,6 +21,21 @@ pub(super) fn rms_norm(x: &[f32], scale: &[f32], out: &mut [f32], eps: f32) {
     });
 }
 
+/// `y = residual + y * rsqrt(mean(y²) + eps) * scale` for each row of `y`; the width is `scale.len()`.
+pub(super) fn rms_norm_add(y: &mut [f32], scale: &[f32], residual: &[f32], eps: f32) {
+    let width = scale.len();
+    if width == 0 {
+        return;
+    }
+    let arch = Arch::new();
+    let task = width * MIN_TASK_ELEMENTS.div_ceil(width);
+    y.par_chunks_mut(task).zip(residual.par_chunks(task)).for_each(|(y, residual)| {
+        for (y, residual) in y.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
+            arch.dispatch(AddedRow { y, scale, residual, eps });
+        }
+    });
+}
+
 struct Row<'a> {
     x: &'a [f32],
     scale: &'a [f32],
@@ -33,16 +48,40 @@ impl WithSimd for Row<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let (head, tail) = S::as_simd_f32s(self.x);
-        let mut sums = simd.splat_f32s(0.0);
-        for v in head {
-            sums = simd.mul_add_e_f32s(*v, *v, sums);
-        }
-        let tail: f32 = tail.iter().map(|v| v * v).sum();
-        let mean_square = (simd.reduce_sum_f32s(sums) + tail) / self.x.len() as f32;
-        let inverse_rms = 1.0 / (mean_square + self.eps).sqrt();
+        let inverse_rms = inverse_rms(simd, self.x, self.eps);
         for ((out, x), scale) in self.out.iter_mut().zip(self.x).zip(self.scale) {
             *out = x * inverse_rms * scale;
         }
     }
+}
+
+struct AddedRow<'a> {
+    y: &'a mut [f32],
+    scale: &'a [f32],
+    residual: &'a [f32],
+    eps: f32,
+}
+
+impl WithSimd for AddedRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let inverse_rms = inverse_rms(simd, self.y, self.eps);
+        for ((y, residual), scale) in self.y.iter_mut().zip(self.residual).zip(self.scale) {
+            *y = residual + *y * inverse_rms * scale;
+        }
+    }
+}
+
+#[inline(always)]
+fn inverse_rms<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
+    let (head, tail) = S::as_simd_f32s(x);
+    let mut sums = simd.splat_f32s(0.0);
+    for v in head {
+        sums = simd.mul_add_e_f32s(*v, *v, sums);
+    }
+    let tail: f32 = tail.iter().map(|v| v * v).sum();
+    let mean_square = (simd.reduce_sum_f32s(sums) + tail) / x.len() as f32;
+    1.0 / (mean_square + eps).sqrt()
 }

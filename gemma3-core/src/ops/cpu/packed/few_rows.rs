@@ -102,7 +102,7 @@ macro_rules! for_each_block {
 
 /// How far ahead, in bytes, weights are asked for: the processor's own guesses end at a page of memory, and
 /// blocks of 256 weights aren't read front to back.
-const PREFETCH_DISTANCE: usize = 8192;
+const PREFETCH_DISTANCE: usize = 2048;
 
 /// A panel times `T` rows rounded to 8 bits.
 #[inline(always)]

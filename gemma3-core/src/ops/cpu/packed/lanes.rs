@@ -28,15 +28,9 @@ pub enum SimdLevel {
 }
 
 impl SimdLevel {
-    /// The best that this processor has, of those that have been run: AVX-512 is compiled and tested where it
-    /// is there, and not chosen before its tests have passed somewhere.
+    /// The best that this processor has.
     pub fn detect() -> Self {
-        let has_run = |level: &Self| match level {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => false,
-            _ => true,
-        };
-        Self::available().into_iter().rfind(has_run).unwrap_or(Self::Portable(Portable))
+        Self::available().pop().unwrap_or(Self::Portable(Portable))
     }
 
     /// All that this processor has, the best last.
@@ -54,7 +48,7 @@ impl SimdLevel {
     }
 
     /// Runs a kernel, compiled for this level.
-    pub(super) fn run<K: Kernel>(self, kernel: K) {
+    pub(in crate::ops::cpu) fn run<K: Kernel>(self, kernel: K) {
         match self {
             Self::Portable(lanes) => lanes.run(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -78,13 +72,13 @@ impl SimdLevel {
 
 /// Code over [`Lanes`]: `run` and all that it calls must be `#[inline(always)]`, so that it is compiled
 /// with the instructions of the level.
-pub(super) trait Kernel {
+pub(in crate::ops::cpu) trait Kernel {
     fn run<L: Lanes>(self, lanes: L);
 }
 
 /// Vectors of eight lanes of 32 bits. A vector of integers is also one of 32 bytes: byte `i` of lane `n`
 /// is byte `4 n + i`.
-pub(super) trait Lanes: Copy {
+pub(in crate::ops::cpu) trait Lanes: Copy {
     /// Eight 32-bit integers.
     type Ints: Copy;
     /// Eight f32.

@@ -8,6 +8,8 @@
 //!
 //! One thing is rearranged: the fifth bits of Q5_0 and Q5_1, [`spread_bits`].
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::checkpoint::TensorFormat;
@@ -17,6 +19,12 @@ pub(super) const PANEL_ROWS: usize = 8;
 
 /// Panels that a thread lays out at a time.
 const TASK_PANELS: usize = 16;
+
+/// Bytes that a thread copies at a time.
+const TASK_BYTES: usize = 256 << 10;
+
+/// Bytes that are laid out before [`interleave`] says that they are done.
+const STRIPE_BYTES: usize = 8 << 20;
 
 /// A piece of a block that is interleaved in units of one size.
 #[derive(Debug, Clone, Copy)]
@@ -73,24 +81,47 @@ pub(super) fn panel_bytes(format: TensorFormat, in_features: usize) -> usize {
     in_features / format.block_len() * format.block_bytes() * PANEL_ROWS
 }
 
-/// Lays the rows of a file out in panels, on the current thread pool. `bytes` are whole rows of whole
-/// blocks.
-pub(super) fn interleave(format: TensorFormat, in_features: usize, bytes: &[u8]) -> Vec<u8> {
+/// Bytes of the panels of a matrix.
+pub(super) fn panels_bytes(format: TensorFormat, [out_features, in_features]: [usize; 2]) -> usize {
+    out_features.div_ceil(PANEL_ROWS) * panel_bytes(format, in_features)
+}
+
+/// Lays the rows of a file out in `panels`, which are zeros, on the current thread pool. `bytes` are whole rows
+/// of whole blocks; `done` is told of each range of them that is not read again.
+pub(super) fn interleave(
+    format: TensorFormat,
+    in_features: usize,
+    bytes: &[u8],
+    panels: &mut [u8],
+    done: &dyn Fn(Range<usize>),
+) {
     let panel_bytes = panel_bytes(format, in_features);
     let row_bytes = panel_bytes / PANEL_ROWS;
     if row_bytes == 0 {
-        return Vec::new();
+        return;
     }
-    let mut panels = vec![0; (bytes.len() / row_bytes).div_ceil(PANEL_ROWS) * panel_bytes];
-    let tasks = panels.par_chunks_mut(TASK_PANELS * panel_bytes);
-    tasks.zip(bytes.par_chunks(TASK_PANELS * panel_bytes)).for_each(|(panels, bytes)| {
-        for (panel, rows) in panels.chunks_mut(panel_bytes).zip(bytes.chunks(panel_bytes)) {
-            for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
-                write_row(format, panel, row, bytes);
+    let stripe = STRIPE_BYTES.next_multiple_of(panel_bytes);
+    let stripes = panels.chunks_mut(stripe).zip(bytes.chunks(stripe)).enumerate();
+    for (index, (panels, bytes)) in stripes {
+        let tasks = panels.par_chunks_mut(TASK_PANELS * panel_bytes);
+        tasks.zip(bytes.par_chunks(TASK_PANELS * panel_bytes)).for_each(|(panels, bytes)| {
+            for (panel, rows) in panels.chunks_mut(panel_bytes).zip(bytes.chunks(panel_bytes)) {
+                for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+                    write_row(format, panel, row, bytes);
+                }
             }
-        }
-    });
-    panels
+        });
+        done(index * stripe..index * stripe + bytes.len());
+    }
+}
+
+/// Copies `bytes`, on the current thread pool; `done` is told of each range that is not read again.
+pub(super) fn copy(bytes: &[u8], out: &mut [u8], done: &dyn Fn(Range<usize>)) {
+    for (index, (out, bytes)) in out.chunks_mut(STRIPE_BYTES).zip(bytes.chunks(STRIPE_BYTES)).enumerate() {
+        let tasks = out.par_chunks_mut(TASK_BYTES).zip(bytes.par_chunks(TASK_BYTES));
+        tasks.for_each(|(out, bytes)| out.copy_from_slice(bytes));
+        done(index * STRIPE_BYTES..index * STRIPE_BYTES + bytes.len());
+    }
 }
 
 fn write_row(format: TensorFormat, panel: &mut [u8], row: usize, bytes: &[u8]) {
@@ -156,7 +187,8 @@ mod tests {
             let (rows, in_features) = (11, 2 * format.block_len());
             let row_bytes = format.row_bytes(in_features).unwrap();
             let bytes: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 89 % 251) as u8).collect();
-            let panels = interleave(format, in_features, &bytes);
+            let mut panels = vec![0; panels_bytes(format, [rows, in_features])];
+            interleave(format, in_features, &bytes, &mut panels, &|_| ());
             for (row, expected) in bytes.chunks(row_bytes).enumerate() {
                 let mut found = vec![0; row_bytes];
                 let panel = panels.chunks(PANEL_ROWS * row_bytes).nth(row / PANEL_ROWS).unwrap();

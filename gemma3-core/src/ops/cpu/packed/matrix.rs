@@ -5,27 +5,24 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use thiserror::Error;
 
 use super::activations::Activations;
 use super::few_rows::FewRows;
 use super::formats::{Format, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
-use super::layout::{PANEL_ROWS, interleave, panel_bytes, read_row};
+use super::layout::{PANEL_ROWS, copy, interleave, panels_bytes, read_row};
 use super::many_floats::{HalfRows, PanelFloats, PlainFloats};
-use super::many_rows::{ManyRows, OUTPUTS};
+use super::many_rows::ManyRows;
+use super::memory::Pages;
 use super::plain::{Bf16, F16, F32, Plain, PlainRows};
+#[cfg(test)]
+use super::products::multiply_each;
 use super::strips::Strip;
 use super::tiles::FEW_ROWS;
 use super::{many_bytes, many_words};
 use crate::checkpoint::{FormatError, TensorFormat};
 use crate::matrix::blocks::{BlockError, dequantize};
 use crate::ops::Precision;
-
-/// Products that a task computes at least: below this, handing it to another thread costs more.
-const MIN_TASK_PRODUCTS: usize = 128 * 1024;
-/// Tasks for every thread, so that one that was held up doesn't hold up all.
-const TASKS_PER_THREAD: usize = 4;
 
 /// Bytes that something else owns, such as a mapped file.
 #[derive(Clone)]
@@ -85,6 +82,12 @@ pub enum PackedError {
         /// The bytes that there are.
         len: usize,
     },
+    /// The system does not give the memory.
+    #[error("the system does not give the {bytes} bytes that the weights take")]
+    OutOfMemory {
+        /// Bytes of the weights.
+        bytes: usize,
+    },
 }
 
 /// A matrix \[out, in\] of weights in the format of its file: block formats in panels of eight rows (at
@@ -99,38 +102,61 @@ pub struct PackedMatrix {
 
 #[derive(Debug, Clone)]
 enum Weights {
-    /// The file's bytes.
-    Rows(SharedBytes),
-    /// See [`super::layout`].
-    Panels(Arc<[u8]>),
+    /// The bytes of plain formats, which somebody else holds.
+    Shared(SharedBytes),
+    /// A copy of them, or the panels of block formats ([`super::layout`]).
+    Own(Arc<Pages>),
 }
 
 impl PackedMatrix {
-    /// Takes the bytes of a file. Block formats are laid out anew, on the current thread pool, after which
-    /// `bytes` are dropped; the bytes of plain formats are kept.
+    /// Block formats are laid out anew, on the current thread pool, after which `bytes` are dropped; the bytes of
+    /// plain formats are kept.
     ///
     /// # Errors
     ///
     /// [`PackedError`] unless `bytes` are exactly the whole blocks of `out_features` rows.
-    pub fn new(
-        format: TensorFormat,
-        [out_features, in_features]: [usize; 2],
-        bytes: SharedBytes,
-    ) -> Result<Self, PackedError> {
-        let expected = format.tensor_bytes(&[out_features, in_features])?;
-        // Room for the rows that fill the last panel, and for a row of f32 as `row` returns it.
-        format.tensor_bytes(&[out_features.saturating_add(PANEL_ROWS), in_features])?;
-        let found = bytes.as_slice().len();
-        if found != expected {
-            let weights = out_features * in_features;
-            return Err(BlockError::WrongByteCount { format, weights, expected, found }.into());
-        }
+    pub fn new(format: TensorFormat, shape: [usize; 2], bytes: SharedBytes) -> Result<Self, PackedError> {
+        let expected = check(format, shape, &bytes)?;
         let weights = if format.is_block() {
-            Weights::Panels(interleave(format, in_features, bytes.as_slice()).into())
+            Self::own(format, shape, expected, bytes.as_slice(), &|_| ())?
         } else {
-            Weights::Rows(bytes)
+            Weights::Shared(bytes)
         };
-        Ok(Self { format, out_features, in_features, weights })
+        Ok(Self { format, out_features: shape[0], in_features: shape[1], weights })
+    }
+
+    /// Takes the bytes out of a mapped file into memory with larger pages, which is faster to read. `done` is told
+    /// of each range of `bytes` that is not read again, so that both copies are never in memory.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`PackedMatrix::new`].
+    pub fn from_file(
+        format: TensorFormat,
+        shape: [usize; 2],
+        bytes: &SharedBytes,
+        done: &dyn Fn(Range<usize>),
+    ) -> Result<Self, PackedError> {
+        let expected = check(format, shape, bytes)?;
+        let weights = Self::own(format, shape, expected, bytes.as_slice(), done)?;
+        Ok(Self { format, out_features: shape[0], in_features: shape[1], weights })
+    }
+
+    fn own(
+        format: TensorFormat,
+        shape: [usize; 2],
+        expected: usize,
+        bytes: &[u8],
+        done: &dyn Fn(Range<usize>),
+    ) -> Result<Weights, PackedError> {
+        let len = if format.is_block() { panels_bytes(format, shape) } else { expected };
+        let mut pages = Pages::zeroed(len).map_err(|_| PackedError::OutOfMemory { bytes: len })?;
+        if format.is_block() {
+            interleave(format, shape[1], bytes, pages.as_mut_slice(), done);
+        } else {
+            copy(bytes, pages.as_mut_slice(), done);
+        }
+        Ok(Weights::Own(Arc::new(pages)))
     }
 
     /// The format of the weights.
@@ -155,8 +181,8 @@ impl PackedMatrix {
 
     fn stored(&self) -> &[u8] {
         match &self.weights {
-            Weights::Rows(bytes) => bytes.as_slice(),
-            Weights::Panels(bytes) => bytes,
+            Weights::Shared(bytes) => bytes.as_slice(),
+            Weights::Own(pages) => pages.as_slice(),
         }
     }
 
@@ -177,100 +203,34 @@ impl PackedMatrix {
     /// # Panics
     ///
     /// When the widths differ, or `out` isn't \[rows, out\].
+    #[cfg(test)]
     pub fn multiply_prepared(&self, x: &Activations<'_>, out: &mut [f32]) {
+        multiply_each(x, [(self, out)]);
+    }
+
+    /// What multiplies rows of these weights with `x`; makes the form of `x` that it reads, so that no task
+    /// waits for another that makes it.
+    pub(super) fn kernel(&self, x: &Activations<'_>) -> Multiply {
         assert_eq!(x.in_features, self.in_features, "columns of x and of the weights");
-        assert_eq!(Some(out.len()), x.rows.checked_mul(self.out_features), "out is not [rows, out_features]");
-        if out.is_empty() || self.in_features == 0 {
-            out.fill(0.0);
-            return;
-        }
         match self.format {
-            TensorFormat::F32 => self.multiply_plain::<F32>(x, out),
-            TensorFormat::F16 => self.multiply_plain::<F16>(x, out),
-            TensorFormat::BF16 => self.multiply_plain::<Bf16>(x, out),
-            TensorFormat::Q4_0 => self.multiply_blocks::<Q4_0>(x, out, many_bytes::multiply::<Q4_0>),
-            TensorFormat::Q4_1 => self.multiply_blocks::<Q4_1>(x, out, many_bytes::multiply::<Q4_1>),
-            TensorFormat::Q5_0 => self.multiply_blocks::<Q5_0>(x, out, many_bytes::multiply::<Q5_0>),
-            TensorFormat::Q5_1 => self.multiply_blocks::<Q5_1>(x, out, many_bytes::multiply::<Q5_1>),
-            TensorFormat::Q8_0 => self.multiply_blocks::<Q8_0>(x, out, many_words::multiply::<Q8_0>),
-            TensorFormat::Q4_K => self.multiply_blocks::<Q4K>(x, out, many_bytes::multiply::<Q4K>),
-            TensorFormat::Q5_K => self.multiply_blocks::<Q5K>(x, out, many_bytes::multiply::<Q5K>),
-            TensorFormat::Q6_K => self.multiply_blocks::<Q6K>(x, out, many_words::multiply::<Q6K>),
+            TensorFormat::F32 => plain_kernel::<F32>(x),
+            TensorFormat::F16 => plain_kernel::<F16>(x),
+            TensorFormat::BF16 => bf16_kernel(x),
+            TensorFormat::Q4_0 => block_kernel::<Q4_0>(x, many_bytes::multiply::<Q4_0>),
+            TensorFormat::Q4_1 => block_kernel::<Q4_1>(x, many_bytes::multiply::<Q4_1>),
+            TensorFormat::Q5_0 => block_kernel::<Q5_0>(x, many_bytes::multiply::<Q5_0>),
+            TensorFormat::Q5_1 => block_kernel::<Q5_1>(x, many_bytes::multiply::<Q5_1>),
+            TensorFormat::Q8_0 => block_kernel::<Q8_0>(x, many_words::multiply::<Q8_0>),
+            TensorFormat::Q4_K => block_kernel::<Q4K>(x, many_bytes::multiply::<Q4K>),
+            TensorFormat::Q5_K => block_kernel::<Q5K>(x, many_bytes::multiply::<Q5K>),
+            TensorFormat::Q6_K => block_kernel::<Q6K>(x, many_words::multiply::<Q6K>),
         }
     }
 
-    fn multiply_blocks<F: Format + Send + Sync>(
-        &self,
-        x: &Activations<'_>,
-        out: &mut [f32],
-        many_rows: fn(&Activations<'_>, &[u8], Strip<'_>),
-    ) {
-        let (in_features, format) = (self.in_features, PhantomData::<F>);
-        let (few, exact) = (x.rows <= FEW_ROWS, x.precision == Precision::Exact);
-        // Made here, so that no task waits for another that makes it.
-        if exact {
-            x.floats();
-        } else if few || F::BITS <= 5 {
-            x.bytes();
-        } else {
-            x.words();
-        }
-        let row_bytes = panel_bytes(self.format, in_features) / PANEL_ROWS;
-        self.for_each_task(x, out, row_bytes, |panels, strip| {
-            if few {
-                x.level.run(FewRows { x, panels, strip, format });
-            } else if exact {
-                x.level.run(ManyRows { x, weights: PanelFloats { panels, in_features, format }, strip });
-            } else {
-                many_rows(x, panels, strip);
-            }
-        });
-    }
-
-    fn multiply_plain<P: Plain + Send + Sync>(&self, x: &Activations<'_>, out: &mut [f32]) {
-        let in_features = self.in_features;
-        let row_bytes = in_features * P::BYTES / 8;
-        let format = PhantomData::<P>;
-        let halves = self.format == TensorFormat::BF16
-            && x.precision == Precision::Fast
-            && x.level.has_bf16_dot()
-            && in_features.is_multiple_of(2);
-        if x.rows > FEW_ROWS && halves {
-            x.halves();
-        } else if x.rows > FEW_ROWS {
-            x.floats();
-        }
-        self.for_each_task(x, out, row_bytes, |rows, strip| {
-            if x.rows <= FEW_ROWS {
-                x.level.run(PlainRows { x, rows, strip, format });
-            } else if halves {
-                x.level.run(ManyRows { x, weights: HalfRows { rows, in_features }, strip });
-            } else {
-                x.level.run(ManyRows { x, weights: PlainFloats { rows, in_features, format }, strip });
-            }
-        });
-    }
-
-    /// Divides the weights into contiguous pieces and runs `task(bytes, outputs)` for each on the current
-    /// thread pool.
-    fn for_each_task(
-        &self,
-        x: &Activations<'_>,
-        out: &mut [f32],
-        row_bytes: usize,
-        task: impl Fn(&[u8], Strip<'_>) + Send + Sync,
-    ) {
-        let products = self.out_features.saturating_mul(self.in_features).saturating_mul(x.rows);
-        let most = TASKS_PER_THREAD * rayon::current_num_threads();
-        let tasks = (products / MIN_TASK_PRODUCTS).clamp(1, most);
-        let outputs = self.out_features.div_ceil(tasks).next_multiple_of(OUTPUTS);
-        let pieces = self.stored().chunks(outputs * row_bytes);
-        let mut tasks: Vec<_> = pieces.zip(Strip::divide(out, self.out_features, outputs)).collect();
-        if tasks.len() == 1 {
-            tasks.drain(..).for_each(|(bytes, strip)| task(bytes, strip));
-        } else {
-            tasks.into_par_iter().with_max_len(1).for_each(|(bytes, strip)| task(bytes, strip));
-        }
+    /// The weights of `outputs` consecutive rows (fewer at the end), piece by piece. `outputs` are whole panels.
+    pub(super) fn pieces(&self, outputs: usize) -> std::slice::Chunks<'_, u8> {
+        let row_bytes = self.in_features / self.format.block_len() * self.format.block_bytes();
+        self.stored().chunks((outputs * row_bytes).max(1))
     }
 
     /// A row in f32, equal bit for bit to [`dequantize`]'s.
@@ -282,17 +242,77 @@ impl PackedMatrix {
         assert!(index < self.out_features, "row {index} of {}", self.out_features);
         assert_eq!(out.len(), self.in_features, "out is not a row");
         let row_bytes = self.in_features / self.format.block_len() * self.format.block_bytes();
-        let decoded = match &self.weights {
-            Weights::Rows(bytes) => {
-                dequantize(self.format, &bytes.as_slice()[index * row_bytes..][..row_bytes], out)
-            }
-            Weights::Panels(panels) => {
-                let panel = &panels[index / PANEL_ROWS * PANEL_ROWS * row_bytes..][..PANEL_ROWS * row_bytes];
-                let mut bytes = vec![0; row_bytes];
-                read_row(self.format, panel, index % PANEL_ROWS, &mut bytes);
-                dequantize(self.format, &bytes, out)
-            }
+        let decoded = if self.format.is_block() {
+            let panel = index / PANEL_ROWS * PANEL_ROWS * row_bytes;
+            let panel = &self.stored()[panel..][..PANEL_ROWS * row_bytes];
+            let mut bytes = vec![0; row_bytes];
+            read_row(self.format, panel, index % PANEL_ROWS, &mut bytes);
+            dequantize(self.format, &bytes, out)
+        } else {
+            dequantize(self.format, &self.stored()[index * row_bytes..][..row_bytes], out)
         };
         decoded.expect("a row of whole blocks");
+    }
+}
+
+/// The number of bytes, if they are those of such a matrix.
+fn check(
+    format: TensorFormat,
+    [out_features, in_features]: [usize; 2],
+    bytes: &SharedBytes,
+) -> Result<usize, PackedError> {
+    let expected = format.tensor_bytes(&[out_features, in_features])?;
+    // Room for the rows that fill the last panel, and for a row of f32 as `row` returns it.
+    format.tensor_bytes(&[out_features.saturating_add(PANEL_ROWS), in_features])?;
+    let found = bytes.as_slice().len();
+    if found != expected {
+        let weights = out_features * in_features;
+        return Err(BlockError::WrongByteCount { format, weights, expected, found }.into());
+    }
+    Ok(expected)
+}
+
+/// Multiplies the rows of weights that the bytes are; the strip is their outputs.
+pub(super) type Multiply = fn(&Activations<'_>, &[u8], Strip<'_>);
+
+fn block_kernel<F: Format>(x: &Activations<'_>, many_rows: Multiply) -> Multiply {
+    let exact = x.precision == Precision::Exact;
+    let few = x.rows <= FEW_ROWS;
+    if exact {
+        x.floats();
+    } else if few || F::BITS <= 5 {
+        x.bytes();
+    } else {
+        x.words();
+    }
+    match (few, exact) {
+        (true, _) => |x, panels, strip| x.level.run(FewRows { x, panels, strip, format: PhantomData::<F> }),
+        (false, true) => |x, panels, strip| {
+            let weights = PanelFloats { panels, in_features: x.in_features, format: PhantomData::<F> };
+            x.level.run(ManyRows { x, weights, strip });
+        },
+        (false, false) => many_rows,
+    }
+}
+
+fn plain_kernel<P: Plain>(x: &Activations<'_>) -> Multiply {
+    if x.rows <= FEW_ROWS {
+        return |x, rows, strip| x.level.run(PlainRows { x, rows, strip, format: PhantomData::<P> });
+    }
+    x.floats();
+    |x, rows, strip| {
+        let weights = PlainFloats { rows, in_features: x.in_features, format: PhantomData::<P> };
+        x.level.run(ManyRows { x, weights, strip });
+    }
+}
+
+fn bf16_kernel(x: &Activations<'_>) -> Multiply {
+    let fast = x.precision == Precision::Fast && x.level.has_bf16_dot();
+    if x.rows <= FEW_ROWS || !fast || !x.in_features.is_multiple_of(2) {
+        return plain_kernel::<Bf16>(x);
+    }
+    x.halves();
+    |x, rows, strip| {
+        x.level.run(ManyRows { x, weights: HalfRows { rows, in_features: x.in_features }, strip })
     }
 }

@@ -3,16 +3,17 @@
 //! ```text
 //! let matrix = PackedMatrix::new(TensorFormat::Q4_0, [out, in], bytes)?;
 //! let x = Activations::new(&x, rows, in, Precision::Fast);       // q, k and v share what is made of x
-//! q.multiply_prepared(&x, &mut q_out);
-//! k.multiply_prepared(&x, &mut k_out);
+//! multiply_each(&x, [(&q, &mut q_out), (&k, &mut k_out), (&v, &mut v_out)]);
 //! ```
 //!
 //! # The map
 //!
 //! | file | what it knows |
 //! |---|---|
-//! | `matrix` | [`PackedMatrix`]: keeps the bytes, picks the kernel, deals rows of weights to threads |
+//! | `matrix` | [`PackedMatrix`]: keeps the bytes, picks the kernel |
+//! | `products` | several matrices with one input in one parallel region: who takes which rows of weights |
 //! | `layout` | block formats in panels of eight interleaved rows, and back |
+//! | `memory` | the pages that panels lie in |
 //! | `formats` | the bytes of a panel -> `scale * q + offset`, once for every format |
 //! | `activations`, `tiles` | `x` in the forms that kernels read: 8 bits, 14 bits, f32, bf16 |
 //! | `few_rows` | decoding, block formats: weights are unpacked in registers, and read once |
@@ -40,10 +41,12 @@ mod many_floats;
 mod many_rows;
 mod many_words;
 mod matrix;
+mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod plain;
 mod portable;
+mod products;
 mod strips;
 #[cfg(test)]
 mod tests;
@@ -54,6 +57,6 @@ mod x86;
 #[cfg(test)]
 use crate::ops::Precision;
 pub use activations::Activations;
-#[cfg(test)]
-pub use lanes::SimdLevel;
+pub(super) use lanes::{Kernel, Lanes, SimdLevel};
 pub use matrix::{PackedError, PackedMatrix, SharedBytes};
+pub use products::{multiply_each, multiply_gated};

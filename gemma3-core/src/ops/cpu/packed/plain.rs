@@ -54,11 +54,12 @@ pub(super) fn load_tail<L: Lanes, P: Plain>(l: L, bytes: &[u8]) -> L::Floats {
     P::load(l, &padded)
 }
 
-/// Rows of weights that are read at once: enough streams to keep the memory busy, and each vector of `x`
-/// is loaded once for all.
-const STREAMS: usize = 4;
-/// Vectors of a row that are multiplied at once.
-const UNROLL: usize = 2;
+/// Vectors of a row that are multiplied at once: enough sums for none to wait for the one before.
+const UNROLL: usize = 8;
+
+/// How far ahead, in bytes, weights are asked for. One row after the other is one stream, which the processor sees
+/// coming by itself except across pages; several rows at once were slower.
+const PREFETCH_DISTANCE: usize = 1024;
 
 /// Multiplies consecutive rows of weights, of which `strip` are the outputs.
 pub(super) struct PlainRows<'a, 'b, P> {
@@ -73,58 +74,35 @@ impl<P: Plain> Kernel for PlainRows<'_, '_, P> {
     fn run<L: Lanes>(mut self, l: L) {
         let in_features = self.x.in_features;
         let row_bytes = in_features * P::BYTES / 8;
-        let mut column = 0;
-        let groups = self.rows.chunks_exact(STREAMS * row_bytes);
-        let rest = groups.remainder();
-        for group in groups {
-            let mut rows = [&[][..]; STREAMS];
-            for (row, bytes) in rows.iter_mut().zip(group.chunks_exact(row_bytes)) {
-                *row = bytes;
-            }
+        for (column, row) in self.rows.chunks_exact(row_bytes).enumerate() {
+            // The first vector fetches the row, the others find it in the cache.
             for (r, x) in self.x.x.chunks_exact(in_features).enumerate() {
-                let sums = dots::<L, P, STREAMS>(l, rows, x);
-                self.strip.row(r)[column..column + STREAMS].copy_from_slice(&sums);
+                self.strip.row(r)[column] = dot::<L, P>(l, row, x);
             }
-            column += STREAMS;
-        }
-        for row in rest.chunks_exact(row_bytes) {
-            for (r, x) in self.x.x.chunks_exact(in_features).enumerate() {
-                let [sum] = dots::<L, P, 1>(l, [row], x);
-                self.strip.row(r)[column] = sum;
-            }
-            column += 1;
         }
     }
 }
 
-/// The dot products of `x` with `N` rows.
+/// The dot product of `x` with a row.
 #[inline(always)]
-fn dots<L: Lanes, P: Plain, const N: usize>(l: L, rows: [&[u8]; N], x: &[f32]) -> [f32; N] {
-    let mut sums = [[l.splat(0.0); UNROLL]; N];
+fn dot<L: Lanes, P: Plain>(l: L, row: &[u8], x: &[f32]) -> f32 {
+    let mut sums = [l.splat(0.0); UNROLL];
     let (pieces, rest) = x.as_chunks::<{ 8 * UNROLL }>();
-    for (piece, x) in pieces.iter().enumerate() {
-        for n in 0..N {
-            let weights = &rows[n][piece * UNROLL * P::BYTES..][..UNROLL * P::BYTES];
-            for u in 0..UNROLL {
-                let x = l.load_floats(x[8 * u..].first_chunk().expect("eight of a piece"));
-                sums[n][u] = l.multiply_add(P::load(l, &weights[u * P::BYTES..]), x, sums[n][u]);
-            }
+    let (weights, weights_rest) = row.split_at(pieces.len() * UNROLL * P::BYTES);
+    for (weights, x) in weights.chunks_exact(UNROLL * P::BYTES).zip(pieces) {
+        l.prefetch(weights, PREFETCH_DISTANCE);
+        for u in 0..UNROLL {
+            let x = l.load_floats(x[8 * u..].first_chunk().expect("eight of a piece"));
+            sums[u] = l.multiply_add(P::load(l, &weights[u * P::BYTES..]), x, sums[u]);
         }
     }
-    let mut at = pieces.len() * UNROLL * P::BYTES;
-    for x in rest.chunks(8) {
+    for (weights, x) in weights_rest.chunks(P::BYTES).zip(rest.chunks(8)) {
         let mut padded = [0.0; 8];
         padded[..x.len()].copy_from_slice(x);
-        let padded = l.load_floats(&padded);
-        for n in 0..N {
-            let weights = load_tail::<L, P>(l, &rows[n][at..][..x.len() * P::BYTES / 8]);
-            sums[n][0] = l.multiply_add(weights, padded, sums[n][0]);
-        }
-        at += P::BYTES;
+        sums[0] = l.multiply_add(load_tail::<L, P>(l, weights), l.load_floats(&padded), sums[0]);
     }
-    let mut out = [0.0; N];
-    for (out, [first, second]) in out.iter_mut().zip(sums) {
-        *out = l.reduce(l.add_floats(first, second));
-    }
-    out
+    let [a, b, c, d, e, f, g, h] = sums;
+    let (ab, cd) = (l.add_floats(a, b), l.add_floats(c, d));
+    let (ef, gh) = (l.add_floats(e, f), l.add_floats(g, h));
+    l.reduce(l.add_floats(l.add_floats(ab, cd), l.add_floats(ef, gh)))
 }

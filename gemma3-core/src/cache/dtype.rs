@@ -1,0 +1,45 @@
+//! In which numbers keys and values are kept.
+
+use burn::tensor::{DType, Device};
+
+/// The dtype of cache entries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum CacheDtype {
+    /// 4 bytes, as computed: what exact mode uses, and every device has.
+    #[default]
+    F32,
+    /// 2 bytes with 8 significant bits and the range of f32.
+    BF16,
+    /// 2 bytes with 11 significant bits, up to 65,504 in size; larger values are stored as that.
+    F16,
+}
+
+impl CacheDtype {
+    /// Bytes of one value.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::BF16 | Self::F16 => 2,
+        }
+    }
+
+    /// Whether caches of this dtype can be used on a device.
+    pub fn is_supported(self, device: &Device) -> bool {
+        let on_flex = {
+            #[cfg(feature = "flex")]
+            let on_flex = crate::ops::is_flex(device);
+            #[cfg(not(feature = "flex"))]
+            let on_flex = false;
+            on_flex
+        };
+        self == Self::F32 || on_flex
+    }
+
+    pub(super) fn of_tensors(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::BF16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
