@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::checkpoint::Checkpoint;
 use gemma3_core::generate as core_generate;
 use gemma3_core::generate::{CancelHandle, SessionOptions};
 use gemma3_core::model::{LoadError, LoadOptions, Model};
-use gemma3_core::{Device, Threads};
 use gemma3_tokenizer::{Bos, Message, Tokenizer, UserText};
 use gemma3_vision::{
     EncodedImage, Mmproj, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
@@ -48,13 +48,45 @@ struct Shared {
     suppressed_ids: Arc<[u32]>,
 }
 
-/// What a model is made of, opened and not yet on a device.
-struct Parts<'a> {
+/// The weights of a model, opened and not yet on a device.
+struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     mmproj: Option<&'a Mmproj>,
     preprocessor: Option<PreprocessorConfig>,
-    tokenizer: Tokenizer,
-    chat_template: Option<String>,
+}
+
+impl Weights<'_> {
+    /// Loads the decoder, and the image encoder if there is one.
+    fn load(self, device: &Device, mut options: LoadOptions<'_>) -> Result<(Model, Option<Vision>), Error> {
+        let Self { checkpoint, mmproj, preprocessor } = self;
+        let encoder = match mmproj {
+            Some(mmproj) => Some(VisionWeights::in_mmproj(mmproj, checkpoint.config().text.hidden_size)),
+            None => VisionWeights::in_checkpoint(checkpoint),
+        };
+        let threads = options.threads(device).map_err(LoadError::from)?;
+        let text_bytes = checkpoint.total_weight_bytes();
+        let vision_bytes = encoder.as_ref().map_or(0, VisionWeights::total_bytes);
+        let mut progress = load::Progress::new(options.progress.take(), text_bytes + vision_bytes);
+        let vision = match &encoder {
+            Some(encoder) => {
+                let mut report = progress.after(0);
+                let vision_options = VisionLoadOptions {
+                    check_finite: options.check_finite,
+                    precision: options.precision,
+                    progress: Some(&mut report),
+                };
+                let preprocessor =
+                    preprocessor.unwrap_or_else(|| load::default_preprocessor(encoder.config()));
+                Some(VisionModel::load(encoder, preprocessor, device, &threads, vision_options)?)
+            }
+            None => None,
+        };
+        let vision = vision.zip(load::image_tokens(checkpoint.config()));
+        let vision = vision.map(|(model, tokens)| Vision { model, tokens });
+        let mut report = progress.after(vision_bytes);
+        let options = LoadOptions { progress: Some(&mut report), ..options };
+        Ok((Model::load_on(checkpoint, device, threads, options)?, vision))
+    }
 }
 
 impl Gemma3 {
@@ -105,17 +137,25 @@ impl Gemma3 {
         options: LoadOptions<'_>,
     ) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open(path)?;
-        let tokenizer = load::tokenizer(path, &checkpoint)?;
-        let chat_template =
-            load::chat_template(path).or_else(|| tokenizer.chat_template().map(str::to_owned));
-        let parts = Parts {
-            preprocessor: load::preprocessor(path)?,
-            checkpoint: &checkpoint,
-            mmproj,
-            tokenizer,
-            chat_template,
-        };
-        Self::assemble(parts, device, options)
+        let preprocessor = load::preprocessor(path)?;
+        let chat_template = load::chat_template(path);
+        if mmproj.is_some() {
+            // What the encoder's file says of the model is completed by the tokenizer.
+            let tokenizer = load::tokenizer(path, &checkpoint)?;
+            let weights = Weights { checkpoint: &checkpoint, mmproj, preprocessor };
+            return Self::assemble(weights, tokenizer, chat_template, device, options);
+        }
+        let weights = Weights { checkpoint: &checkpoint, mmproj: None, preprocessor };
+        // Reading a vocabulary takes as long as reading the weights of a small model: both at once.
+        let (tokenizer, loaded) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| load::tokenizer(path, &checkpoint));
+            let loaded = weights.load(device, options);
+            (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
+        });
+        let tokenizer = tokenizer?;
+        load::check_vocabulary(&tokenizer, checkpoint.config().text.vocab_size)?;
+        let (model, vision) = loaded?;
+        Ok(Self::new(model, vision, tokenizer, chat_template))
     }
 
     /// Loads from a checkpoint and a tokenizer that the caller opened, for instance from memory. For text alone
@@ -147,44 +187,32 @@ impl Gemma3 {
         device: &Device,
         options: LoadOptions<'_>,
     ) -> Result<Self, Error> {
-        let chat_template = tokenizer.chat_template().map(str::to_owned);
-        let parts = Parts { checkpoint, mmproj, preprocessor, tokenizer, chat_template };
-        Self::assemble(parts, device, options)
+        let weights = Weights { checkpoint, mmproj, preprocessor };
+        Self::assemble(weights, tokenizer, None, device, options)
     }
 
-    fn assemble(parts: Parts<'_>, device: &Device, mut options: LoadOptions<'_>) -> Result<Self, Error> {
-        let Parts { checkpoint, mmproj, preprocessor, tokenizer, chat_template } = parts;
-        let with_vision = load::with_mmproj(checkpoint, mmproj, &tokenizer)?;
-        let checkpoint = with_vision.as_ref().unwrap_or(checkpoint);
-        let vocab_size = checkpoint.config().text.vocab_size;
-        load::check_vocabulary(&tokenizer, vocab_size)?;
-        let weights = match mmproj {
-            Some(mmproj) => Some(VisionWeights::in_mmproj(mmproj, checkpoint.config().text.hidden_size)),
-            None => VisionWeights::in_checkpoint(checkpoint),
-        };
-        let threads = Threads::new(device, options.threads).map_err(LoadError::from)?;
-        let text_bytes = checkpoint.total_weight_bytes();
-        let vision_bytes = weights.as_ref().map_or(0, VisionWeights::total_bytes);
-        let mut progress = load::Progress::new(options.progress.take(), text_bytes + vision_bytes);
-        let vision = match &weights {
-            Some(weights) => {
-                let mut report = progress.after(0);
-                let vision_options = VisionLoadOptions {
-                    check_finite: options.check_finite,
-                    precision: options.precision,
-                    progress: Some(&mut report),
-                };
-                let preprocessor =
-                    preprocessor.unwrap_or_else(|| load::default_preprocessor(weights.config()));
-                Some(VisionModel::load(weights, preprocessor, device, &threads, vision_options)?)
-            }
-            None => None,
-        };
-        let vision = vision.zip(load::image_tokens(checkpoint.config()));
-        let vision = vision.map(|(model, tokens)| Vision { model, tokens });
-        let mut report = progress.after(vision_bytes);
-        let options = LoadOptions { progress: Some(&mut report), ..options };
-        let model = Model::load_on(checkpoint, device, threads, options)?;
+    fn assemble(
+        weights: Weights<'_>,
+        tokenizer: Tokenizer,
+        chat_template: Option<String>,
+        device: &Device,
+        options: LoadOptions<'_>,
+    ) -> Result<Self, Error> {
+        let with_vision = load::with_mmproj(weights.checkpoint, weights.mmproj, &tokenizer)?;
+        let checkpoint = with_vision.as_ref().unwrap_or(weights.checkpoint);
+        load::check_vocabulary(&tokenizer, checkpoint.config().text.vocab_size)?;
+        let (model, vision) = Weights { checkpoint, ..weights }.load(device, options)?;
+        Ok(Self::new(model, vision, tokenizer, chat_template))
+    }
+
+    /// `chat_template` is the one beside the weights, if there is one.
+    fn new(
+        model: Model,
+        vision: Option<Vision>,
+        tokenizer: Tokenizer,
+        chat_template: Option<String>,
+    ) -> Self {
+        let chat_template = chat_template.or_else(|| tokenizer.chat_template().map(str::to_owned));
         let core = core_generate::GenerateOptions::for_model(model.config(), model.generation_config());
         let mut stop_token_ids = core.stop_token_ids;
         if chat_template.is_some() {
@@ -196,8 +224,8 @@ impl Gemma3 {
             max_new_tokens: core.max_new_tokens,
             ..GenerateOptions::default()
         };
-        let suppressed_ids = load::unspeakable_ids(&tokenizer, checkpoint.config());
-        Ok(Self {
+        let suppressed_ids = load::unspeakable_ids(&tokenizer, model.config());
+        Self {
             shared: Arc::new(Shared {
                 model,
                 vision,
@@ -207,7 +235,7 @@ impl Gemma3 {
                 stop_token_ids,
                 suppressed_ids,
             }),
-        })
+        }
     }
 
     /// The decoder, for work on token ids.

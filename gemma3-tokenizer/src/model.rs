@@ -22,9 +22,8 @@ struct Vocabulary {
     bpe: BPE,
     outside: HashMap<String, u32>,
     outside_texts: HashMap<u32, String>,
-    /// Number of ids, in the BPE or outside.
-    size: usize,
-    max_id: u32,
+    /// All ids, in the BPE or outside, ascending.
+    ids: Vec<u32>,
     words: Words,
 }
 
@@ -42,7 +41,7 @@ impl SharedModel {
                 parts.vocab.remove(token);
             }
         }
-        let (size, max_id) = check_ids(&parts, &outside)?;
+        let ids = check_ids(&parts, &outside)?;
         check_merges(&parts)?;
         drop_merges_of(&outside, &mut parts.merges);
         let words = Words::of(&parts);
@@ -68,17 +67,22 @@ impl SharedModel {
         }
         let bpe = builder.build().map_err(TokenizerError::build)?;
         let outside_texts = outside.iter().map(|(token, &id)| (id, token.clone())).collect();
-        Ok(Self(Arc::new(Vocabulary { bpe, outside, outside_texts, size, max_id, words })))
+        Ok(Self(Arc::new(Vocabulary { bpe, outside, outside_texts, ids, words })))
     }
 
     /// The largest id.
     pub fn max_id(&self) -> u32 {
-        self.0.max_id
+        self.0.ids.last().copied().unwrap_or_default()
+    }
+
+    /// Whether an id has a token.
+    pub fn is_known(&self, id: u32) -> bool {
+        self.0.ids.binary_search(&id).is_ok()
     }
 }
 
-/// Every id has one text. Returns how many ids there are, and the largest.
-fn check_ids(parts: &BpeParts, outside: &HashMap<String, u32>) -> Result<(usize, u32), TokenizerError> {
+/// Every id has one text. Returns the ids, ascending; there is one at least.
+fn check_ids(parts: &BpeParts, outside: &HashMap<String, u32>) -> Result<Vec<u32>, TokenizerError> {
     let inside = parts.vocab.iter().filter(|(token, _)| !outside.contains_key(*token));
     let mut by_id: Vec<(u32, &str)> =
         inside.chain(outside).map(|(token, &id)| (id, token.as_str())).collect();
@@ -88,10 +92,10 @@ fn check_ids(parts: &BpeParts, outside: &HashMap<String, u32>) -> Result<(usize,
         let (first, second, id) = (shorten(first.1), shorten(second.1), first.0);
         return Err(TokenizerError::DuplicateId { id, first, second });
     }
-    match by_id.last() {
-        Some(&(max_id, _)) => Ok((by_id.len(), max_id)),
-        None => Err(TokenizerError::EmptyVocabulary),
+    if by_id.is_empty() {
+        return Err(TokenizerError::EmptyVocabulary);
     }
+    Ok(by_id.into_iter().map(|(id, _)| id).collect())
 }
 
 /// The builder of the `tokenizers` crate panics (or worse) on merges that are longer than every token
@@ -202,7 +206,7 @@ impl Model for SharedModel {
     }
 
     fn get_vocab_size(&self) -> usize {
-        self.0.size
+        self.0.ids.len()
     }
 
     fn save(&self, _folder: &Path, _prefix: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {

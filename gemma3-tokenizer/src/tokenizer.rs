@@ -308,7 +308,7 @@ impl Tokenizer {
     /// Whether the id has a token. A model may have more rows than that (Gemma 3's 4B and larger
     /// have 262,208); such ids must not be sampled.
     pub fn is_known(&self, id: u32) -> bool {
-        id <= self.max_id() && self.id_to_token(id).is_some()
+        self.0.parsing.get_model().is_known(id)
     }
 
     /// The number of tokens, added ones included. If ids have gaps [`Tokenizer::max_id`] is larger.
