@@ -25,4 +25,6 @@ cmake --build build --target llama-bench llama-quantize >build.log 2>&1 || {
     grep -E 'error|FAILED' build.log | head
     exit 1
 }
+# What compare.py prints of it: the program itself does not know its commit.
+echo "as in llama-cpp-python $version" >build/bin/VERSION
 ls build/bin/llama-bench build/bin/llama-quantize
