@@ -6,16 +6,14 @@ mod common;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::Parser;
-use common::{Outcome, peak_rss_bytes};
+use common::{Outcome, Speed, parse_cache_dtype, peak_rss_bytes};
 use gemma3::core::checkpoint::{Checkpoint, TensorFormat};
 use gemma3::core::config::TextConfig;
-use gemma3::core::generate::Session;
 use gemma3::core::model::Model;
 use gemma3::hub::{self, FetchOptions};
-use gemma3::{CacheOptions, Device, LoadOptions, Precision, SessionOptions, device};
+use gemma3::{CacheDtype, CacheOptions, LoadOptions, Precision, device};
 use serde_json::json;
 
 /// Measures how fast Gemma 3 reads and writes.
@@ -65,6 +63,15 @@ struct Arguments {
     #[arg(long)]
     exact: bool,
 
+    /// In which numbers keys and values are kept: f32, bf16 or f16 [default: f16 on flex, f32 with --exact and
+    /// elsewhere].
+    #[arg(long, value_name = "DTYPE", value_parser = parse_cache_dtype)]
+    cache_dtype: Option<CacheDtype>,
+
+    /// Measure at once, without a run to warm up.
+    #[arg(long)]
+    no_warmup: bool,
+
     /// JSON, one object a line, in place of the table.
     #[arg(long)]
     json: bool,
@@ -92,11 +99,14 @@ fn run(arguments: &Arguments) -> Outcome {
     }
     let runs = [("pp", arguments.n_prompt, 0), ("tg", 0, arguments.n_gen)];
     for (kind, n_prompt, n_gen) in runs.into_iter().filter(|(_, p, n)| p + n > 0) {
-        // Once to warm up: pages, threads, and on GPUs kernels.
-        measure(&model, &device, arguments, n_prompt, n_gen)?;
-        let rates: Vec<f64> = (0..arguments.repetitions.max(1))
-            .map(|_| measure(&model, &device, arguments, n_prompt, n_gen))
-            .collect::<Result<_, _>>()?;
+        let dtype = arguments.cache_dtype;
+        let cache = CacheOptions { chunk: arguments.chunk, dtype, ..CacheOptions::default() };
+        let speed = Speed { n_depth: arguments.n_depth, n_prompt, n_gen, cache };
+        if !arguments.no_warmup {
+            speed.measure(&model)?;
+        }
+        let rates: Vec<f64> =
+            (0..arguments.repetitions.max(1)).map(|_| speed.measure(&model)).collect::<Result<_, _>>()?;
         let (avg_ts, stddev_ts) = mean_and_deviation(&rates);
         if arguments.json {
             let line = json!({
@@ -127,45 +137,6 @@ fn run(arguments: &Arguments) -> Outcome {
         println!("{:>16}  {:.0} MB", "peak memory", peak_rss_bytes() as f64 / 1e6);
     }
     Ok(())
-}
-
-/// Tokens per second of one prefill or one decode.
-fn measure(
-    model: &Model,
-    device: &Device,
-    arguments: &Arguments,
-    n_prompt: usize,
-    n_gen: usize,
-) -> Result<f64, Box<dyn std::error::Error>> {
-    // Decoding needs a token to start from.
-    let depth = if n_gen > 0 { arguments.n_depth.max(1) } else { arguments.n_depth };
-    let cache = CacheOptions { capacity: Some(depth + n_prompt + n_gen), chunk: arguments.chunk };
-    let mut session = Session::new(model, &SessionOptions { cache, sequence: 0 })?;
-    if depth > 0 {
-        session.prefill(&ids(model, depth))?;
-    }
-    device.sync()?;
-    let start = Instant::now();
-    if n_prompt > 0 {
-        session.prefill(&ids(model, n_prompt))?;
-    }
-    for _ in 0..n_gen {
-        // A decode step and its greedy choice.
-        let logits = session.logits()?;
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32);
-        session.prefill(&[best])?;
-    }
-    device.sync()?;
-    Ok((n_prompt + n_gen) as f64 / start.elapsed().as_secs_f64())
-}
-
-/// Ids that look random and are the same every time.
-fn ids(model: &Model, count: usize) -> Vec<u32> {
-    let vocab_size = model.decoder().config().vocab_size as u64;
-    // The placeholder of images stands for no text.
-    let placeholder = model.config().image_tokens.map(|tokens| tokens.image);
-    let id = |i: u64| (i.wrapping_mul(2_654_435_761) % vocab_size) as u32;
-    (0..count as u64).map(id).map(|id| if Some(id) == placeholder { 0 } else { id }).collect()
 }
 
 fn mean_and_deviation(values: &[f64]) -> (f64, f64) {

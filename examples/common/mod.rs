@@ -5,11 +5,13 @@ mod arguments;
 mod measure;
 mod measured;
 mod model;
+mod speed;
 
-pub use arguments::{ModelArguments, SamplingArguments, parse_ids};
+pub use arguments::{ModelArguments, SamplingArguments, parse_cache_dtype, parse_ids};
 pub use measure::peak_rss_bytes;
 pub use measured::Measured;
-pub use model::{Loaded, load};
+pub use model::{Loaded, load, obtain};
+pub use speed::Speed;
 
 /// burn allocates a tensor for every operation. An allocator that keeps the pages of what is freed spares
 /// the system from clearing them each time: on Linux with glibc a third of a CPU prefill.

@@ -48,7 +48,7 @@ pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
 }
 
 /// A path as it is, a hub id through the hub, nothing as the default model.
-fn obtain(model: Option<&str>) -> Result<PathBuf, Box<dyn Error>> {
+pub fn obtain(model: Option<&str>) -> Result<PathBuf, Box<dyn Error>> {
     let bar = bar();
     let mut progress = |progress: Progress<'_>| match progress {
         Progress::Step(what) => bar.suspend(|| eprintln!("{what}")),
