@@ -41,10 +41,13 @@ impl SharedModel {
                 parts.vocab.remove(token);
             }
         }
-        let ids = check_ids(&parts, &outside)?;
-        check_merges(&parts)?;
+        let (ids, words) = std::thread::scope(|scope| {
+            let words = scope.spawn(|| Words::of(&parts));
+            let ids = check_ids(&parts, &outside).and_then(|ids| check_merges(&parts).map(|()| ids));
+            (ids, words.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let ids = ids?;
         drop_merges_of(&outside, &mut parts.merges);
-        let words = Words::of(&parts);
 
         let mut builder = BpeBuilder::new()
             .vocab_and_merges(parts.vocab, parts.merges)
