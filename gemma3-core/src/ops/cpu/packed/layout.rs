@@ -129,16 +129,24 @@ fn write_row(format: TensorFormat, panel: &mut [u8], row: usize, bytes: &[u8]) {
     let blocks = panel.chunks_exact_mut(PANEL_ROWS * block_bytes).zip(bytes.chunks_exact(block_bytes));
     for (panel, block) in blocks {
         for Piece { start, end, unit } in pieces(format) {
-            let panel = &mut panel[PANEL_ROWS * start..PANEL_ROWS * end];
-            let units =
-                panel.chunks_exact_mut(PANEL_ROWS * unit).zip(block[*start..*end].chunks_exact(*unit));
-            for (panel, bytes) in units {
-                panel[row * unit..][..*unit].copy_from_slice(bytes);
+            let (panel, bytes) = (&mut panel[PANEL_ROWS * start..PANEL_ROWS * end], &block[*start..*end]);
+            match unit {
+                2 => write_units::<2>(panel, row, bytes),
+                _ => write_units::<4>(panel, row, bytes),
             }
         }
         if let Some(at) = fifth_bits(format) {
             rearrange(&mut panel[PANEL_ROWS * at + 4 * row..][..4], spread_bits);
         }
+    }
+}
+
+/// Writes the units of a row between those of the others. Of a size that the compiler knows, since loading a model
+/// is mostly this.
+fn write_units<const UNIT: usize>(panel: &mut [u8], row: usize, bytes: &[u8]) {
+    let units = panel.as_chunks_mut::<UNIT>().0.chunks_exact_mut(PANEL_ROWS);
+    for (panel, unit) in units.zip(bytes.as_chunks::<UNIT>().0) {
+        panel[row] = *unit;
     }
 }
 

@@ -14,14 +14,14 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
+use std::sync::LazyLock;
 
 use super::lanes::{Kernel, Lanes};
 
 /// AVX2 with FMA and F16C.
 pub type Avx2 = X86<false>;
 
-/// AVX2, FMA, F16C, AVX-512 VNNI and BF16 (with VL, for vectors of 256 bits). Compiled but never run where
-/// this was written.
+/// AVX2, FMA, F16C, AVX-512 VNNI and BF16 (with VL, for vectors of 256 bits).
 pub type Avx512 = X86<true>;
 
 /// Proof that the processor has the instructions.
@@ -44,6 +44,18 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx512bf16");
         (has_avx2() && dots).then_some(Self(()))
+    }
+
+    /// Whether products of pairs of bf16 are faster than products of f32. On a Zen 4 they reached 466 GFLOP/s beside
+    /// 222, on a Sapphire Rapids 129 beside 247 (two threads each).
+    pub fn has_fast_bf16() -> bool {
+        static IS_AMD: LazyLock<bool> = LazyLock::new(|| {
+            // SAFETY: every processor of this architecture has the instruction.
+            #[allow(unused_unsafe, reason = "safe in later versions of the standard library")]
+            let leaf = unsafe { __cpuid(0) };
+            [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+        });
+        *IS_AMD
     }
 }
 
