@@ -11,6 +11,9 @@ use burn::tensor::Tensor;
 
 #[cfg(feature = "flex")]
 pub(crate) mod cpu;
+// Kernels that the model does not call yet.
+#[cfg(all(test, any(feature = "wgpu", feature = "cuda")))]
+mod cube;
 #[cfg(feature = "flex")]
 pub mod extension;
 pub mod portable;

@@ -1,0 +1,23 @@
+//! Kernels of a decode step for GPUs, from packed weights: CUDA, Vulkan, WGSL.
+//!
+//! They take clients and handles of buffers and know no tensors. Nothing of a position reaches a launch:
+//! neither its shape nor a scalar, only the contents of a buffer, so that a recorded step can be replayed.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `packed` | weights in device memory in the format of their file; rows of them by id |
+//! | `matvec` | products of up to 8 rows with them, with norms in front and gated ends; how they are divided |
+//! | `residual_norm` | a branch joins the stream, where a product's shared memory has no room for that |
+//! | `attention` | heads into queries and the KV cache; one token over the cache |
+//! | `reduce` | sums over the units of a cube, with plane operations and without |
+//!
+//! The model does not call them yet: so far only their tests do, on CUDA and on WGSL (lavapipe).
+#![allow(unsafe_code, reason = "launches; each says why its buffers are large enough")]
+
+pub mod attention;
+pub mod matvec;
+pub mod packed;
+pub mod reduce;
+pub mod residual_norm;
+#[cfg(test)]
+mod testing;
