@@ -170,7 +170,8 @@ fn fused_products_equal_their_definitions() {
         let (residual, scale) =
             (random([rows, out_features], 5.0, &device), random([out_features], 2.0, &device));
         let norm = Norm { scale: &scale, eps: 1e-6 };
-        let ours = packed_linear_norm_add(x.clone(), products(&[up.clone()]), norm, residual.clone());
+        let ours =
+            packed_linear_norm_add(x.clone(), products(std::slice::from_ref(&up)), norm, residual.clone());
         let difference = max_difference(ours, portable::linear_norm_add(x, &up, norm, residual));
         // A normalized row is below sqrt(width) times the scale.
         let bound = 2.0 * (out_features as f32).sqrt() * 16.0 * f32::EPSILON;
