@@ -87,7 +87,7 @@ pub use gemma3_core::matrix::Quantization;
 pub use gemma3_core::model::{LoadOptions, LoadProgress};
 pub use gemma3_core::ops::Precision;
 pub use gemma3_core::sampling::SamplingOptions;
-pub use gemma3_core::{Device, device};
+pub use gemma3_core::{Device, Threads, device};
 pub use gemma3_tokenizer as tokenizer;
 pub use gemma3_tokenizer::{Message, Part, Role, UserText};
 pub use gemma3_vision as vision;
