@@ -123,12 +123,11 @@ fn device_type(name: &str) -> Option<DeviceType> {
 
 /// Whether computations on `device` run on the threads of this process.
 pub fn is_cpu(device: &Device) -> bool {
-    use burn::backend::DispatchDevice;
     match device.as_dispatch() {
         #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
+        burn::backend::DispatchDevice::Flex(_) => true,
         #[cfg(feature = "ndarray")]
-        DispatchDevice::NdArray(_) => true,
+        burn::backend::DispatchDevice::NdArray(_) => true,
         #[allow(unreachable_patterns)] // With CPU backends only, nothing is left.
         _ => false,
     }

@@ -25,14 +25,7 @@ impl CacheDtype {
 
     /// Whether caches of this dtype can be used on a device.
     pub fn is_supported(self, device: &Device) -> bool {
-        let on_flex = {
-            #[cfg(feature = "flex")]
-            let on_flex = crate::ops::is_flex(device);
-            #[cfg(not(feature = "flex"))]
-            let on_flex = false;
-            on_flex
-        };
-        self == Self::F32 || on_flex
+        self == Self::F32 || crate::ops::is_flex(device)
     }
 
     pub(super) fn of_tensors(self) -> DType {

@@ -19,6 +19,7 @@ pub struct CheckpointBytes(Arc<dyn Owner + Send + Sync>);
 /// What holds bytes.
 trait Owner: AsRef<[u8]> {
     /// Whether the bytes are those of a file, which need not stay in memory.
+    #[cfg(feature = "flex")]
     fn is_mapped(&self) -> bool;
 
     /// Gives the memory of some bytes back to the system, where they can be had again.
@@ -38,6 +39,7 @@ impl<T: AsRef<[u8]>> AsRef<[u8]> for Given<T> {
 }
 
 impl<T: AsRef<[u8]>> Owner for Given<T> {
+    #[cfg(feature = "flex")]
     fn is_mapped(&self) -> bool {
         false
     }
@@ -52,6 +54,7 @@ impl AsRef<[u8]> for Mapped {
 }
 
 impl Owner for Mapped {
+    #[cfg(feature = "flex")]
     fn is_mapped(&self) -> bool {
         true
     }

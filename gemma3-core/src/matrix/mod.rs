@@ -84,8 +84,9 @@ pub fn expand(view: &TensorView<'_>) -> Result<Vec<f32>, BlockError> {
 
 impl Matrix {
     /// A tensor of a checkpoint as a matrix over its first axis, in its own format (or quantized) where the
-    /// device multiplies that, in f32 elsewhere, with the values that the format gives. Formats without blocks
-    /// are used where they lie in a mapped file; block formats are laid out anew, in as much memory.
+    /// device multiplies that, in f32 elsewhere, with the values that the format gives. What is multiplied
+    /// in its own format is copied out of a mapped file, whose pages are given back meanwhile; of bytes that the
+    /// application holds, formats without blocks are used where they lie.
     ///
     /// # Errors
     ///

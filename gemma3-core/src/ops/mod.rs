@@ -34,6 +34,11 @@ pub(crate) fn is_flex(device: &burn::tensor::Device) -> bool {
     matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_))
 }
 
+#[cfg(not(feature = "flex"))]
+pub(crate) fn is_flex(_: &burn::tensor::Device) -> bool {
+    false
+}
+
 /// Whether `tensor` lies on a device for which this crate brings its own operations, in the dtype
 /// that they handle.
 #[cfg(feature = "flex")]

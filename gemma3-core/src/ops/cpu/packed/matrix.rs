@@ -91,7 +91,7 @@ pub enum PackedError {
 }
 
 /// A matrix \[out, in\] of weights in the format of its file: block formats in panels of eight rows (at
-/// most seven rows more than in the file), plain formats as the file's own bytes.
+/// most seven rows more than in the file), plain formats as they lie in the file.
 #[derive(Debug, Clone)]
 pub struct PackedMatrix {
     format: TensorFormat,
@@ -174,7 +174,7 @@ impl PackedMatrix {
         self.in_features
     }
 
-    /// Bytes of the weights in memory (or in the mapped file).
+    /// Bytes of the weights in memory.
     pub fn bytes(&self) -> u64 {
         self.stored().len() as u64
     }
