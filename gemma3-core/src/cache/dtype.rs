@@ -25,7 +25,7 @@ impl CacheDtype {
 
     /// Whether caches of this dtype can be used on a device.
     pub fn is_supported(self, device: &Device) -> bool {
-        self == Self::F32 || crate::ops::is_flex(device)
+        self == Self::F32 || crate::ops::is_flex(device) || crate::ops::is_gpu(device)
     }
 
     pub(super) fn of_tensors(self) -> DType {

@@ -3,6 +3,8 @@
 use burn::tensor::{Device, Tensor, TensorCreationOptions};
 
 use super::CacheDtype;
+#[cfg(feature = "cube")]
+use super::device::DeviceLayer;
 use crate::ops::{self, Visibility, portable};
 
 /// Keys and values of one layer, each \[kv_heads, slots, head_dim\].
@@ -54,5 +56,49 @@ impl LayerCache {
     pub(super) fn entries(&self, positions: std::ops::Range<usize>) -> (Tensor<3>, Tensor<3>) {
         let entries = |cache| portable::entries(cache, positions.clone());
         (entries(&self.keys), entries(&self.values))
+    }
+}
+
+/// A layer as a pass over plain tensors sees it, wherever it lies.
+pub(crate) enum LayerView<'a> {
+    /// In tensors of burn's.
+    Tensors(&'a mut LayerCache),
+    /// In buffers of our kernels.
+    #[cfg(feature = "cube")]
+    Device(DeviceLayer),
+}
+
+impl LayerView<'_> {
+    /// Stores `keys` and `values` \[count, kv_heads * head_dim\] at positions `start..start + count`.
+    pub(crate) fn write(&mut self, start: usize, keys: Tensor<2>, values: Tensor<2>) {
+        match self {
+            Self::Tensors(layer) => layer.write(start, keys, values),
+            #[cfg(feature = "cube")]
+            Self::Device(layer) => layer.write(start, keys, values),
+        }
+    }
+
+    /// See [`LayerCache::attend`].
+    pub(crate) fn attend(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<2> {
+        match self {
+            Self::Tensors(layer) => layer.attend(q, heads, visibility),
+            #[cfg(feature = "cube")]
+            Self::Device(layer) => {
+                let [keys, values] = layer.read();
+                portable::cached_attention(q, &keys, &values, heads, visibility)
+            }
+        }
+    }
+
+    /// See [`LayerCache::probabilities`].
+    pub(crate) fn probabilities(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<3> {
+        match self {
+            Self::Tensors(layer) => layer.probabilities(q, heads, visibility),
+            #[cfg(feature = "cube")]
+            Self::Device(layer) => {
+                let rows = 0..q.dims()[0];
+                portable::attention_probabilities(q, &layer.read()[0], heads, visibility, rows)
+            }
+        }
     }
 }

@@ -8,6 +8,8 @@
 //!
 //! All memory is allocated when the cache is made and is written in place.
 
+#[cfg(feature = "cube")]
+mod device;
 mod dtype;
 mod error;
 mod layer;
@@ -16,6 +18,10 @@ mod memory;
 pub use dtype::CacheDtype;
 pub use error::CacheError;
 pub use layer::LayerCache;
+
+#[cfg(feature = "cube")]
+pub(crate) use device::{DeviceCache, LayerBuffers};
+pub(crate) use layer::LayerView;
 
 use burn::tensor::Device;
 
@@ -105,7 +111,7 @@ impl CacheOptions {
 /// layers that are written, once, and the other stays as it was.
 #[derive(Debug, Clone)]
 pub struct KvCache {
-    layers: Vec<LayerCache>,
+    layers: Layers,
     len: usize,
     /// One past the highest position written since the cache was empty. What truncation has taken back
     /// has still overwritten the rings.
@@ -117,6 +123,14 @@ pub struct KvCache {
     bytes: u64,
 }
 
+/// Where keys and values lie.
+#[derive(Debug, Clone)]
+enum Layers {
+    Tensors(Vec<LayerCache>),
+    #[cfg(feature = "cube")]
+    Device(DeviceCache),
+}
+
 impl KvCache {
     /// Allocates the cache for one sequence on `device`.
     ///
@@ -125,21 +139,47 @@ impl KvCache {
     /// Those of [`CacheOptions::bytes`], [`CacheError::UnsupportedDtype`], and [`CacheError::OutOfMemory`] if the device's memory (for
     /// CPU devices the memory that the system says is available) is smaller than the cache.
     pub fn new(config: &TextConfig, options: &CacheOptions, device: &Device) -> Result<Self, CacheError> {
-        let capacity = options.resolve(config)?;
-        let bytes = options.bytes(config)?;
         let dtype = options.dtype.unwrap_or_default();
         if !dtype.is_supported(device) {
             return Err(CacheError::UnsupportedDtype { dtype });
         }
+        #[cfg(feature = "cube")]
+        if let Some(stream) = crate::ops::cube::stream::Stream::open(device) {
+            return Self::on_stream(config, options, device, &stream);
+        }
+        Self::with_layers(config, options, device, |slots| {
+            let layer =
+                |slots| LayerCache::new(config.num_key_value_heads, slots, config.head_dim, dtype, device);
+            Layers::Tensors(slots.map(layer).collect())
+        })
+    }
+
+    /// Allocates the cache in buffers that our kernels use.
+    #[cfg(feature = "cube")]
+    pub(crate) fn on_stream(
+        config: &TextConfig,
+        options: &CacheOptions,
+        device: &Device,
+        stream: &crate::ops::cube::stream::Stream,
+    ) -> Result<Self, CacheError> {
+        let dtype = options.dtype.unwrap_or_default();
+        Self::with_layers(config, options, device, |slots| {
+            let (kv_heads, head_dim) = (config.num_key_value_heads, config.head_dim);
+            Layers::Device(DeviceCache::new(stream, device, kv_heads, head_dim, slots, dtype))
+        })
+    }
+
+    /// Checks the options and has the layers made, given the slots of each.
+    fn with_layers(
+        config: &TextConfig,
+        options: &CacheOptions,
+        device: &Device,
+        layers: impl FnOnce(&mut dyn Iterator<Item = usize>) -> Layers,
+    ) -> Result<Self, CacheError> {
+        let capacity = options.resolve(config)?;
+        let bytes = options.bytes(config)?;
         memory::check_available(bytes, device)?;
-        let layers = config
-            .layer_types
-            .iter()
-            .map(|kind| {
-                let slots = options.slots(*kind, capacity, config);
-                LayerCache::new(config.num_key_value_heads, slots, config.head_dim, dtype, device)
-            })
-            .collect();
+        let layers = layers(&mut config.layer_types.iter().map(|kind| options.slots(*kind, capacity, config)));
         Ok(Self {
             layers,
             len: 0,
@@ -147,7 +187,7 @@ impl KvCache {
             capacity,
             chunk: options.chunk,
             window: config.sliding_window,
-            dtype,
+            dtype: options.dtype.unwrap_or_default(),
             bytes,
         })
     }
@@ -230,18 +270,41 @@ impl KvCache {
         self.written - ring + (self.window - 1)
     }
 
-    pub(crate) fn layer_mut(&mut self, index: usize) -> Option<&mut LayerCache> {
-        self.layers.get_mut(index)
+    pub(crate) fn layer(&mut self, index: usize) -> Option<LayerView<'_>> {
+        match &mut self.layers {
+            Layers::Tensors(layers) => layers.get_mut(index).map(LayerView::Tensors),
+            #[cfg(feature = "cube")]
+            Layers::Device(layers) => layers.layer(index).map(LayerView::Device),
+        }
+    }
+
+    /// The layers, if they lie where our kernels use them.
+    #[cfg(feature = "cube")]
+    pub(crate) fn on_device(&mut self) -> Option<&mut DeviceCache> {
+        match &mut self.layers {
+            Layers::Device(layers) => Some(layers),
+            Layers::Tensors(_) => None,
+        }
     }
 
     pub(crate) fn layer_count(&self) -> usize {
-        self.layers.len()
+        match &self.layers {
+            Layers::Tensors(layers) => layers.len(),
+            #[cfg(feature = "cube")]
+            Layers::Device(layers) => layers.layer_count(),
+        }
     }
 
     /// Records that `count` more tokens have been written to every layer.
     pub(crate) fn advance(&mut self, count: usize) {
         self.len += count;
         self.written = self.written.max(self.len);
+    }
+
+    /// Records that `count` tokens beyond the last have been written, too: of steps that run ahead.
+    #[cfg(feature = "cube")]
+    pub(crate) fn note_written(&mut self, count: usize) {
+        self.written = self.written.max(self.len + count);
     }
 }
 

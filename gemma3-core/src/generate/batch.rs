@@ -61,6 +61,10 @@ pub fn generate_batch_with(
         let stepper = Stepper::new(session, options.clone())?;
         rows.push(Row { session, stepper, tokens: Vec::new(), stopped_by_caller: false });
     }
+    #[cfg(feature = "cube")]
+    if super::gpu_batch::run(&model, &mut rows, cancel, on_token)? {
+        return Ok(rows.into_iter().map(Row::into_completion).collect());
+    }
     for row in &mut rows {
         // Prompts are long enough to use the hardware well one at a time.
         if row.is_active() && !row.session.compute(cancel)? {
@@ -73,15 +77,15 @@ pub fn generate_batch_with(
     Ok(rows.into_iter().map(Row::into_completion).collect())
 }
 
-struct Row<'a> {
-    session: &'a mut Session,
-    stepper: Stepper,
-    tokens: Vec<Token>,
-    stopped_by_caller: bool,
+pub(super) struct Row<'a> {
+    pub(super) session: &'a mut Session,
+    pub(super) stepper: Stepper,
+    pub(super) tokens: Vec<Token>,
+    pub(super) stopped_by_caller: bool,
 }
 
 impl Row<'_> {
-    fn is_active(&self) -> bool {
+    pub(super) fn is_active(&self) -> bool {
         self.stepper.finish_reason().is_none()
     }
 

@@ -9,6 +9,10 @@
 mod batch;
 mod cancel;
 mod error;
+#[cfg(feature = "cube")]
+mod gpu;
+#[cfg(feature = "cube")]
+mod gpu_batch;
 mod options;
 mod session;
 mod stepper;

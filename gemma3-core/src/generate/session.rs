@@ -23,14 +23,16 @@ pub struct SessionOptions {
 #[derive(Debug, Clone)]
 pub struct Session {
     pub(super) model: Model,
-    cache: KvCache,
+    pub(super) cache: KvCache,
     /// All tokens. The first `cache.len()` of them are in the cache.
-    ids: Vec<u32>,
+    pub(super) ids: Vec<u32>,
     /// Positions whose vectors are given instead of looked up, in order.
-    spans: Vec<EmbeddedSpan>,
+    pub(super) spans: Vec<EmbeddedSpan>,
     /// Logits that follow the last token, once it is computed.
     logits: Option<Vec<f32>>,
     sequence: u64,
+    #[cfg(feature = "cube")]
+    pub(super) step: super::gpu::StepSlot,
 }
 
 /// Rows of logits that are held at once while a text is scored: 64 of Gemma's vocabulary are 64 MiB.
@@ -50,6 +52,8 @@ impl Session {
             spans: Vec::new(),
             logits: None,
             sequence: options.sequence,
+            #[cfg(feature = "cube")]
+            step: super::gpu::StepSlot::default(),
         })
     }
 
@@ -203,6 +207,13 @@ impl Session {
             }
             let chunk = self.next_chunk(self.cache.chunk());
             let is_last = chunk.end == self.len();
+            #[cfg(feature = "cube")]
+            if is_last && chunk.len() == 1 && !self.spans.iter().any(|span| span.range().contains(&chunk.start)) {
+                self.logits = self.step_logits(chunk.start)?;
+                if self.logits.is_some() {
+                    continue;
+                }
+            }
             let input = input(&self.model, &self.ids, &self.spans, chunk)?;
             let mut segments = [Segment { input, cache: &mut self.cache }];
             if is_last {
@@ -212,6 +223,32 @@ impl Session {
             }
         }
         Ok(true)
+    }
+
+    /// Computes the tokens before `end` that are not yet computed, without logits. Returns `false` if `cancel` was
+    /// thrown before the end.
+    #[cfg(feature = "cube")]
+    pub(super) fn compute_before(&mut self, end: usize, cancel: &CancelHandle) -> Result<bool, GenerateError> {
+        while self.cache.len() < end {
+            if cancel.is_cancelled() {
+                return Ok(false);
+            }
+            let chunk = self.next_chunk(self.cache.chunk().min(end - self.cache.len()));
+            let input = input(&self.model, &self.ids, &self.spans, chunk)?;
+            let mut segments = [Segment { input, cache: &mut self.cache }];
+            self.model.forward(&mut segments, Logits::None, &mut Trace::none())?;
+        }
+        Ok(true)
+    }
+
+    #[cfg(feature = "cube")]
+    pub(super) fn has_logits(&self) -> bool {
+        self.logits.is_some()
+    }
+
+    #[cfg(feature = "cube")]
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// The logits after the last token, \[vocab\]; computes what is not yet computed.

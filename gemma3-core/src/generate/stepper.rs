@@ -18,14 +18,16 @@ pub struct Token {
 
 #[derive(Debug)]
 pub(super) struct Stepper {
-    sampler: Sampler,
-    history: TokenHistory,
+    pub(super) sampler: Sampler,
+    pub(super) history: TokenHistory,
     seed: u64,
     max_new_tokens: usize,
     stop_token_ids: Vec<u32>,
-    logprobs: Option<usize>,
+    pub(super) logprobs: Option<usize>,
     produced: usize,
     finish: Option<FinishReason>,
+    #[cfg(feature = "cube")]
+    pub(super) place: super::gpu::Place,
 }
 
 impl Stepper {
@@ -47,6 +49,8 @@ impl Stepper {
             logprobs: options.logprobs,
             produced: 0,
             finish: None,
+            #[cfg(feature = "cube")]
+            place: super::gpu::Place::default(),
         };
         stepper.look_for_room(session);
         Ok(stepper)
@@ -83,6 +87,12 @@ impl Stepper {
             }
             _ => Token { id, logprob: None, top_logprobs: Vec::new() },
         };
+        Ok(self.accept(session, token))
+    }
+
+    /// Appends a token that was chosen, and looks whether it ends the generation.
+    pub(super) fn accept(&mut self, session: &mut Session, token: Token) -> Token {
+        let id = token.id;
         session.push_generated(id);
         if self.sampler.options().uses_history() {
             self.history.push_generated(id);
@@ -92,7 +102,14 @@ impl Stepper {
             self.finish(FinishReason::Stop);
         }
         self.look_for_room(session);
-        Ok(token)
+        token
+    }
+
+    /// Tokens that may still be generated.
+    #[cfg(feature = "cube")]
+    pub(super) fn remaining(&self, session: &Session) -> usize {
+        let room = session.capacity() - session.len();
+        room.min(self.max_new_tokens.saturating_sub(self.produced))
     }
 
     fn look_for_room(&mut self, session: &Session) {

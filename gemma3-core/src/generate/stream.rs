@@ -66,6 +66,12 @@ impl<'a> TokenStream<'a> {
     }
 
     fn step(&mut self) -> Result<Option<Token>, GenerateError> {
+        #[cfg(feature = "cube")]
+        if !self.cancel.is_cancelled()
+            && let Some(token) = self.stepper.step_on_device(self.session, &self.cancel)?
+        {
+            return Ok(Some(token));
+        }
         if self.cancel.is_cancelled() || !self.session.compute(&self.cancel)? {
             self.stepper.finish(FinishReason::Cancelled);
             return Ok(None);

@@ -1,10 +1,15 @@
 //! A weight matrix: it knows its format, how to multiply with it, and how to look rows up.
 //!
-//! On flex weights stay in the format of their file, in memory and in every product. Other devices expand
-//! them to f32 when they are loaded.
+//! On flex, and in the decoder on GPUs, weights stay in the format of their file, in memory and in every product.
+//! Elsewhere they are expanded to f32 when they are loaded.
 
 pub mod blocks;
+#[cfg(feature = "cube")]
+mod device;
 mod quantize;
+
+#[cfg(feature = "cube")]
+pub(crate) use device::DeviceMatrix;
 
 pub use quantize::Quantization;
 
@@ -41,6 +46,9 @@ enum Storage {
     /// In the file's format.
     #[cfg(feature = "flex")]
     Packed { weight: Arc<PackedMatrix>, precision: Precision },
+    /// In the file's format, in a GPU's memory.
+    #[cfg(feature = "cube")]
+    Device(DeviceMatrix),
 }
 
 /// Why bytes do not make a matrix.
@@ -54,6 +62,10 @@ pub enum MatrixError {
     #[cfg(feature = "flex")]
     #[error(transparent)]
     Packed(#[from] PackedError),
+    /// The bytes cannot be kept in their format on a GPU.
+    #[cfg(feature = "cube")]
+    #[error("{0}")]
+    Device(String),
     /// A tensor without axes.
     #[error("expected a matrix, found a tensor of shape {found:?}")]
     NotAMatrix {
@@ -80,6 +92,13 @@ pub fn expand(view: &TensorView<'_>) -> Result<Vec<f32>, BlockError> {
         .zip(view.bytes.par_chunks(task_bytes))
         .try_for_each(|(out, bytes)| blocks::dequantize(view.format, bytes, out))?;
     Ok(out)
+}
+
+#[cfg(feature = "cube")]
+impl From<crate::ops::cube::packed::PackError> for MatrixError {
+    fn from(error: crate::ops::cube::packed::PackError) -> Self {
+        Self::Device(error.to_string())
+    }
 }
 
 impl Matrix {
@@ -164,6 +183,8 @@ impl Matrix {
             Storage::Floats { format, .. } => *format,
             #[cfg(feature = "flex")]
             Storage::Packed { weight, .. } => weight.format(),
+            #[cfg(feature = "cube")]
+            Storage::Device(weight) => weight.format(),
         }
     }
 
@@ -173,6 +194,8 @@ impl Matrix {
             Storage::Floats { weight, .. } => weight.dims()[0],
             #[cfg(feature = "flex")]
             Storage::Packed { weight, .. } => weight.out_features(),
+            #[cfg(feature = "cube")]
+            Storage::Device(weight) => weight.out_features(),
         }
     }
 
@@ -182,6 +205,8 @@ impl Matrix {
             Storage::Floats { weight, .. } => weight.dims()[1],
             #[cfg(feature = "flex")]
             Storage::Packed { weight, .. } => weight.in_features(),
+            #[cfg(feature = "cube")]
+            Storage::Device(weight) => weight.in_features(),
         }
     }
 
@@ -191,6 +216,8 @@ impl Matrix {
             Storage::Floats { weight, .. } => (weight.shape().num_elements() * size_of::<f32>()) as u64,
             #[cfg(feature = "flex")]
             Storage::Packed { weight, .. } => weight.bytes(),
+            #[cfg(feature = "cube")]
+            Storage::Device(weight) => weight.bytes(),
         }
     }
 
@@ -203,6 +230,8 @@ impl Matrix {
                 let weights = vec![weight.clone()];
                 ops::packed_linear(x, PackedProducts { weights, precision: *precision }).swap_remove(0)
             }
+            #[cfg(feature = "cube")]
+            Storage::Device(weight) => weight.forward(x),
         }
     }
 
@@ -271,6 +300,8 @@ impl Matrix {
                 let options = TensorCreationOptions::new(self.device.clone()).with_dtype(DType::F32);
                 Tensor::from_data(TensorData::new(values, [count, width]), options)
             }
+            #[cfg(feature = "cube")]
+            Storage::Device(weight) => weight.rows(ids, &self.device),
         }
     }
 }

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::norm::RmsNorm;
 use super::rope::Rotation;
 use super::trace::LayerTrace;
-use crate::cache::LayerCache;
+use crate::cache::LayerView;
 use crate::config::TextConfig;
 use crate::matrix::Matrix;
 use crate::ops::Visibility;
@@ -49,7 +49,7 @@ pub(super) struct AttentionContext<'a> {
     pub(super) first_row: usize,
     /// Number of those rows.
     pub(super) rows: usize,
-    pub(super) cache: &'a mut LayerCache,
+    pub(super) cache: LayerView<'a>,
     pub(super) visibility: &'a Visibility,
 }
 

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::attention::AttentionContext;
 use super::block::Block;
 use super::embedding::Embedding;
+#[cfg(feature = "cube")]
+use super::gpu::{GpuDecoder, Sequence, SequenceInput};
 use super::handle::ForwardError;
 use super::norm::RmsNorm;
 use super::rope::RotaryEmbedding;
@@ -30,6 +32,9 @@ pub struct Decoder {
     pub(super) global_rope: RotaryEmbedding,
     pub(super) device: Device,
     pub(super) precision: Precision,
+    /// The same decoder as launches of our own kernels, where the weights lie on a GPU.
+    #[cfg(feature = "cube")]
+    pub(super) gpu: Option<std::sync::Arc<super::gpu::GpuDecoder>>,
 }
 
 /// The next tokens of one sequence.
@@ -181,6 +186,13 @@ impl Decoder {
         logits: Logits,
         trace: &mut Trace,
     ) -> Result<Option<Tensor<2>>, ForwardError> {
+        #[cfg(feature = "cube")]
+        if let Some(gpu) = &self.gpu
+            && trace.is_none()
+        {
+            let rows = self.forward_on_gpu(gpu, segments, logits)?;
+            return Ok(rows.map(|(values, shape)| Tensor::from_data(TensorData::new(values, shape), &self.device)));
+        }
         let (x, mut sequences) = self.enter(segments)?;
         trace.record_embeddings(&x);
 
@@ -211,6 +223,51 @@ impl Decoder {
         let head = self.head.as_ref().unwrap_or(self.embedding.table());
         let [logits] = Matrix::forward_normed([head], x, self.norm.parts());
         Ok(Some(logits))
+    }
+
+    /// The decoder's launches, where its weights lie on a GPU.
+    #[cfg(feature = "cube")]
+    pub(crate) fn gpu(&self) -> Option<&std::sync::Arc<GpuDecoder>> {
+        self.gpu.as_ref()
+    }
+
+    /// [`forward`](Self::forward) without a trace, on a GPU: logits row by row, and their shape.
+    #[cfg(feature = "cube")]
+    fn forward_on_gpu(
+        &self,
+        gpu: &GpuDecoder,
+        segments: &mut [Segment<'_>],
+        logits: Logits,
+    ) -> Result<Option<(Vec<f32>, [usize; 2])>, ForwardError> {
+        if segments.is_empty() {
+            return Err(ForwardError::EmptyInput);
+        }
+        for segment in segments.iter() {
+            self.check(segment)?;
+        }
+        let mut sequences = Vec::with_capacity(segments.len());
+        let mut counts = Vec::with_capacity(segments.len());
+        for segment in segments.iter_mut() {
+            let position = segment.cache.len();
+            let input = match &segment.input {
+                SegmentInput::Ids(ids) => SequenceInput::Ids(ids),
+                SegmentInput::Embeddings { vectors, images } => {
+                    let shift = |image: &Range<usize>| image.start + position..image.end + position;
+                    let images = images.iter().map(shift).collect();
+                    SequenceInput::Vectors { values: super::trace::read(vectors.clone())?, images }
+                }
+            };
+            counts.push(segment_tokens(&segment.input));
+            let (cache_layers, model_layers) = (segment.cache.layer_count(), self.blocks.len());
+            let other = CacheError::OtherModel { cache_layers, model_layers };
+            sequences.push(Sequence { input, position, cache: segment.cache.on_device().ok_or(other)? });
+        }
+        let rows = gpu.forward(&mut sequences, logits)?;
+        for (segment, count) in segments.iter_mut().zip(counts) {
+            segment.cache.advance(count);
+        }
+        let vocab = self.config.vocab_size;
+        Ok(rows.map(|rows| (rows.len() / vocab, rows)).map(|(count, rows)| (rows, [count, vocab])))
     }
 
     /// Checks the segments and puts their vectors one after the other: \[tokens, hidden\].
@@ -299,12 +356,20 @@ impl Row<'_> {
         Some(AttentionContext {
             first_row: self.first_row,
             rows: self.rows,
-            cache: self.cache.layer_mut(layer)?,
+            cache: self.cache.layer(layer)?,
             visibility: match kind {
                 LayerType::FullAttention => &self.global,
                 LayerType::SlidingAttention => &self.local,
             },
         })
+    }
+}
+
+#[cfg(feature = "cube")]
+fn segment_tokens(input: &SegmentInput<'_>) -> usize {
+    match input {
+        SegmentInput::Ids(ids) => ids.len(),
+        SegmentInput::Embeddings { vectors, .. } => vectors.dims()[0],
     }
 }
 

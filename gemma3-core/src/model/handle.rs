@@ -173,6 +173,10 @@ impl Model {
         let chunk = if options.chunk == 0 { 0 } else { options.chunk.max(image_tokens) };
         let dtype = Some(options.dtype.unwrap_or_else(|| self.decoder().cache_dtype()));
         let options = CacheOptions { chunk, dtype, ..*options };
+        #[cfg(feature = "cube")]
+        if let Some(gpu) = self.decoder().gpu() {
+            return KvCache::on_stream(self.decoder().config(), &options, self.device(), gpu.stream());
+        }
         KvCache::new(self.decoder().config(), &options, self.device())
     }
 

@@ -7,12 +7,16 @@ use super::block::Block;
 use super::decoder::Decoder;
 use super::embedding::Embedding;
 use super::feed_forward::FeedForward;
+#[cfg(feature = "cube")]
+use super::gpu::GpuDecoder;
 use super::norm::RmsNorm;
 use super::rope::RotaryEmbedding;
 use crate::checkpoint::{Checkpoint, CheckpointError, LayerTensor, TensorView, TextTensor};
 use crate::config::LayerType;
 use crate::matrix::{self, Matrix, MatrixError, Quantization, blocks::BlockError};
 use crate::ops::Precision;
+#[cfg(feature = "cube")]
+use crate::ops::cube::stream::Stream;
 use crate::threads::Threads;
 
 /// How to load a model.
@@ -93,6 +97,9 @@ pub enum LoadError {
         /// Why.
         problem: String,
     },
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// The threads could not be started.
     #[error("the compute threads could not be started: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
@@ -114,6 +121,8 @@ pub(super) fn decoder(
         eps: config.rms_norm_eps,
         progress: options.progress,
         loaded_bytes: 0,
+        #[cfg(feature = "cube")]
+        stream: Stream::open(device).filter(|_| GpuDecoder::supports(&config)),
     };
     let embedding = Embedding::new(loader.matrix(TextTensor::Embedding)?);
     let mut blocks = Vec::with_capacity(config.num_hidden_layers);
@@ -125,7 +134,10 @@ pub(super) fn decoder(
         true => None,
         false => Some(loader.matrix(TextTensor::Head)?),
     };
-    Ok(Decoder {
+    #[cfg(feature = "cube")]
+    let stream = loader.stream;
+    #[allow(unused_mut, reason = "only GPUs add to it")]
+    let mut decoder = Decoder {
         local_rope: RotaryEmbedding::for_layer_type(&config, LayerType::SlidingAttention),
         global_rope: RotaryEmbedding::for_layer_type(&config, LayerType::FullAttention),
         device: device.clone(),
@@ -135,7 +147,15 @@ pub(super) fn decoder(
         blocks,
         norm,
         head,
-    })
+        #[cfg(feature = "cube")]
+        gpu: None,
+    };
+    #[cfg(feature = "cube")]
+    if let Some(stream) = stream {
+        let gpu = GpuDecoder::new(&decoder, stream).map_err(|error| LoadError::Device(error.to_string()))?;
+        decoder.gpu = Some(std::sync::Arc::new(gpu));
+    }
+    Ok(decoder)
 }
 
 /// A matrix \[out, in\] of the checkpoint on a device, in the format of its file, or quantized, where the device
@@ -185,18 +205,24 @@ struct Loader<'a, 'p> {
     eps: f64,
     progress: Option<&'p mut (dyn FnMut(LoadProgress) + Send)>,
     loaded_bytes: u64,
+    /// Where the weights go, if our kernels run the model.
+    #[cfg(feature = "cube")]
+    stream: Option<Stream>,
 }
 
 impl Loader<'_, '_> {
     fn block(&mut self, index: usize, kind: LayerType, shape: AttentionShape) -> Result<Block, LoadError> {
         let layer = |tensor| TextTensor::Layer(index, tensor);
+        let projections = [LayerTensor::QProj, LayerTensor::KProj, LayerTensor::VProj].map(layer);
+        let [q_proj, k_proj, v_proj] = self.matrices(projections)?;
+        let [gate_proj, up_proj] = self.matrices([LayerTensor::GateProj, LayerTensor::UpProj].map(layer))?;
         Ok(Block {
             kind,
             input_layernorm: self.norm(layer(LayerTensor::InputLayernorm))?,
             attention: Attention {
-                q_proj: self.matrix(layer(LayerTensor::QProj))?,
-                k_proj: self.matrix(layer(LayerTensor::KProj))?,
-                v_proj: self.matrix(layer(LayerTensor::VProj))?,
+                q_proj,
+                k_proj,
+                v_proj,
                 o_proj: self.matrix(layer(LayerTensor::OProj))?,
                 q_norm: self.norm(layer(LayerTensor::QNorm))?,
                 k_norm: self.norm(layer(LayerTensor::KNorm))?,
@@ -205,8 +231,8 @@ impl Loader<'_, '_> {
             post_attention_layernorm: self.norm(layer(LayerTensor::PostAttentionLayernorm))?,
             pre_feedforward_layernorm: self.norm(layer(LayerTensor::PreFeedforwardLayernorm))?,
             feed_forward: FeedForward {
-                gate_proj: self.matrix(layer(LayerTensor::GateProj))?,
-                up_proj: self.matrix(layer(LayerTensor::UpProj))?,
+                gate_proj,
+                up_proj,
                 down_proj: self.matrix(layer(LayerTensor::DownProj))?,
             },
             post_feedforward_layernorm: self.norm(layer(LayerTensor::PostFeedforwardLayernorm))?,
@@ -214,15 +240,55 @@ impl Loader<'_, '_> {
     }
 
     fn matrix(&mut self, name: TextTensor) -> Result<Matrix, LoadError> {
-        let view = self.checkpoint.tensor(name)?;
-        let bytes = view.bytes.len() as u64;
-        let quantization = match name {
+        let [matrix] = self.matrices([name])?;
+        Ok(matrix)
+    }
+
+    /// Matrices that are multiplied with the same input.
+    fn matrices<const N: usize>(&mut self, names: [TextTensor; N]) -> Result<[Matrix; N], LoadError> {
+        #[cfg(feature = "cube")]
+        if let Some(stream) = self.stream.clone() {
+            return self.matrices_on_gpu(&names, &stream);
+        }
+        let mut matrices = Vec::with_capacity(N);
+        for name in names {
+            let view = self.checkpoint.tensor(name)?;
+            let bytes = view.bytes.len() as u64;
+            let quantization = self.quantization_of(name);
+            matrices.push(load_matrix(view, self.device, self.precision, quantization, self.check_finite)?);
+            self.report(bytes);
+        }
+        Ok(matrices.try_into().expect("one for each name"))
+    }
+
+    #[cfg(feature = "cube")]
+    fn matrices_on_gpu<const N: usize>(
+        &mut self,
+        names: &[TextTensor; N],
+        stream: &Stream,
+    ) -> Result<[Matrix; N], LoadError> {
+        let mut views = Vec::with_capacity(N);
+        let mut bytes = 0;
+        for name in names {
+            let view = self.checkpoint.tensor(*name)?;
+            if self.check_finite {
+                expand_checked(&view, true)?;
+            }
+            bytes += view.bytes.len() as u64;
+            views.push(view);
+        }
+        let tensor = views[0].file_name.to_owned();
+        let matrices = Matrix::load_on_gpu(views, self.device, stream, self.quantization_of(names[0]));
+        let matrices = matrices.map_err(|error| LoadError::Matrix { tensor, problem: error.to_string() })?;
+        self.report(bytes);
+        Ok(matrices.try_into().expect("one for each name"))
+    }
+
+    fn quantization_of(&self, name: TextTensor) -> Quantization {
+        match name {
             TextTensor::Embedding | TextTensor::Head => self.quantization.of_embedding(),
             _ => self.quantization,
-        };
-        let matrix = load_matrix(view, self.device, self.precision, quantization, self.check_finite)?;
-        self.report(bytes);
-        Ok(matrix)
+        }
     }
 
     /// A norm with its multiplier `1 + w`; GGUF files store that sum, Hugging Face's store `w`.

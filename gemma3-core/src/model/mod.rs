@@ -15,6 +15,8 @@ mod block;
 mod decoder;
 mod embedding;
 mod feed_forward;
+#[cfg(feature = "cube")]
+pub(crate) mod gpu;
 mod handle;
 mod load;
 mod norm;

@@ -64,6 +64,11 @@ impl Trace {
         Self::default()
     }
 
+    /// Whether nothing is asked for.
+    pub(super) fn is_none(&self) -> bool {
+        !self.embeddings && !self.final_norm && self.layers.is_empty() && self.details.is_empty()
+    }
+
     /// Records the residual stream after the given layers.
     pub fn hidden(layers: impl IntoIterator<Item = usize>) -> Self {
         Self { layers: layers.into_iter().collect(), ..Self::default() }

@@ -11,9 +11,8 @@ use burn::tensor::Tensor;
 
 #[cfg(feature = "flex")]
 pub(crate) mod cpu;
-// Kernels that the model does not call yet.
-#[cfg(all(test, any(feature = "wgpu", feature = "cuda")))]
-mod cube;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub mod extension;
 pub mod portable;
@@ -36,6 +35,17 @@ pub(crate) fn is_flex(device: &burn::tensor::Device) -> bool {
 
 #[cfg(not(feature = "flex"))]
 pub(crate) fn is_flex(_: &burn::tensor::Device) -> bool {
+    false
+}
+
+/// Whether the decoder runs as launches of our own kernels on the device.
+#[cfg(feature = "cube")]
+pub(crate) fn is_gpu(device: &burn::tensor::Device) -> bool {
+    matches!(device.as_dispatch(), burn::backend::DispatchDevice::Cube(_))
+}
+
+#[cfg(not(feature = "cube"))]
+pub(crate) fn is_gpu(_: &burn::tensor::Device) -> bool {
     false
 }
 

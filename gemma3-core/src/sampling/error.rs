@@ -73,3 +73,12 @@ pub enum SamplingError {
         vocab_size: usize,
     },
 }
+
+#[cfg(feature = "cube")]
+impl SamplingError {
+    /// A logit that is infinite, as the model gave it or after the options were applied.
+    pub(crate) fn infinite(id: u32, processed: bool) -> Self {
+        let stage = if processed { super::scan::PROCESSED } else { super::scan::RAW };
+        Self::InfiniteLogit { id, stage }
+    }
+}

@@ -9,15 +9,22 @@
 //! | `matvec` | products of up to 8 rows with them, with norms in front and gated ends; how they are divided |
 //! | `residual_norm` | a branch joins the stream, where a product's shared memory has no room for that |
 //! | `attention` | heads into queries and the KV cache; one token over the cache |
+//! | `stream` | the commands of a model, and how numbers come and go |
 //! | `reduce` | sums over the units of a cube, with plane operations and without |
 //!
-//! The model does not call them yet: so far only their tests do, on CUDA and on WGSL (lavapipe).
+//! The order of the launches of a pass is in [`crate::model`]'s `gpu`.
 #![allow(unsafe_code, reason = "launches; each says why its buffers are large enough")]
 
 pub mod attention;
+pub(crate) mod copy;
+pub mod gelu;
+pub mod gemm;
 pub mod matvec;
 pub mod packed;
 pub mod reduce;
 pub mod residual_norm;
+pub mod row_norms;
+pub mod sampling;
+pub(crate) mod stream;
 #[cfg(test)]
 mod testing;

@@ -7,7 +7,7 @@ use cubecl::server::Handle;
 use crate::checkpoint::TensorFormat;
 use crate::matrix::blocks::dequantize;
 
-use super::packed::{PackedMatrix, PackedWords};
+use super::packed::PackedMatrix;
 
 /// The device that tests run on: that of CUDA where it is built in, that of wgpu otherwise; `None` where there is
 /// no such device, unless `GEMMA3_REQUIRE` names it.
@@ -89,8 +89,7 @@ pub(crate) fn random_matrix(
     let bytes = file_bytes(format, rows, cols, random);
     let mut values = vec![0.0; rows * cols];
     dequantize(format, &bytes, &mut values).expect("whole blocks");
-    let words = PackedWords::stack(format, cols, &[&bytes]).expect("whole blocks");
-    (PackedMatrix::new(client, words), values)
+    (PackedMatrix::upload(client, format, cols, &[&bytes]).expect("whole blocks"), values)
 }
 
 pub(crate) fn upload(client: &Client, values: &[f32]) -> Handle {

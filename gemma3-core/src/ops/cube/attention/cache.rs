@@ -27,8 +27,8 @@ impl CacheFormat {
     }
 }
 
-/// Shape and format of the cache of one layer: \[sequences, 2, kv_heads, slots, head_dim\], keys before
-/// values. Position `p` lies in slot `p % slots`.
+/// Shape and format of the cache of one layer: two buffers, keys and values, each
+/// \[sequences, kv_heads, slots, head_dim\]. Position `p` lies in slot `p % slots`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CacheLayout {
     /// Sequences that are decoded together.
@@ -44,27 +44,26 @@ pub struct CacheLayout {
 }
 
 impl CacheLayout {
-    /// Quads of the whole cache.
+    /// Quads of one of the two buffers.
     pub const fn quads(&self) -> usize {
-        self.sequences * 2 * self.kv_heads * self.slots * self.head_dim / 4
+        self.sequences * self.kv_heads * self.slots * self.head_dim / 4
     }
 
-    /// Bytes of the whole cache.
+    /// Bytes of one of the two buffers.
     pub const fn bytes(&self) -> usize {
         self.quads() * self.format.quad_words() * size_of::<u32>()
     }
 }
 
-/// The first quad of a slot. `part` is 0 for keys and 1 for values.
+/// The first quad of a slot, in either buffer.
 #[cube]
 pub(crate) fn slot_start(
     sequence: usize,
-    #[comptime] part: usize,
     kv_head: usize,
     slot: usize,
     #[comptime] layout: CacheLayout,
 ) -> usize {
-    let head = (sequence * 2 + part) * comptime!(layout.kv_heads) + kv_head;
+    let head = sequence * comptime!(layout.kv_heads) + kv_head;
     (head * comptime!(layout.slots) + slot) * comptime!(layout.head_dim / 4)
 }
 

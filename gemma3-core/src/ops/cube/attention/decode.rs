@@ -38,7 +38,9 @@ pub struct DecodeBuffers<'a> {
     /// Normalized, turned and scaled, f32 \[sequences, heads, head_dim\].
     pub queries: &'a Handle,
     /// See [`CacheLayout`]; holds the token itself too.
-    pub cache: &'a Handle,
+    pub keys: &'a Handle,
+    /// As the keys.
+    pub values: &'a Handle,
     /// Position of each sequence's token, u32 \[sequences\].
     pub positions: &'a Handle,
     /// Scratch, f32 of [`DecodeAttention::partial_floats`].
@@ -88,7 +90,8 @@ pub fn decode_attention(client: &Client, attention: DecodeAttention, buffers: De
             attention.groups.dim(),
             format.quad_words(),
             BufferArg::from_raw_parts(buffers.queries.clone(), sequences * attention.heads * quads),
-            BufferArg::from_raw_parts(buffers.cache.clone(), attention.cache.quads()),
+            BufferArg::from_raw_parts(buffers.keys.clone(), attention.cache.quads()),
+            BufferArg::from_raw_parts(buffers.values.clone(), attention.cache.quads()),
             BufferArg::from_raw_parts(buffers.positions.clone(), sequences),
             BufferArg::from_raw_parts(buffers.partial.clone(), attention.partial_floats() / 4),
             BufferArg::from_raw_parts(buffers.statistics.clone(), floats),
@@ -110,7 +113,8 @@ pub fn decode_attention(client: &Client, attention: DecodeAttention, buffers: De
 #[cube(launch_unchecked)]
 fn split_kernel<N: Size>(
     queries: &[Quad],
-    cache: &[Vector<u32, N>],
+    keys: &[Vector<u32, N>],
+    values: &[Vector<u32, N>],
     positions: &[u32],
     partial: &mut [Quad],
     statistics: &mut [f32],
@@ -136,11 +140,11 @@ fn split_kernel<N: Size>(
     });
     let seen = min(end_of_all, window);
     let per_split = (seen + comptime!(attention.splits - 1)) / comptime!(attention.splits);
-    let start = end_of_all - seen + split * per_split;
-    let end = min(start + per_split, end_of_all);
+    let first = end_of_all - seen + split * per_split;
+    let end = min(first + per_split, end_of_all);
 
     let mut q = Array::<Quad>::new(comptime!(shared_by * share));
-    let mut values = Array::<Quad>::new(comptime!(shared_by * share));
+    let mut weighted = Array::<Quad>::new(comptime!(shared_by * share));
     let mut largest = Array::<f32>::new(shared_by);
     let mut sums = Array::<f32>::new(shared_by);
     let head0 = sequence * comptime!(attention.heads) + kv_head * shared_by;
@@ -151,14 +155,14 @@ fn split_kernel<N: Size>(
             let at = unit + comptime!(i * groups.units());
             let loaded = queries[(head0 + h) * quads + min(at, comptime!(quads - 1))];
             q[comptime!(h * share + i)] = select(at < quads, loaded, Quad::new(0.0f32));
-            values[comptime!(h * share + i)] = Quad::new(0.0f32);
+            weighted[comptime!(h * share + i)] = Quad::new(0.0f32);
         }
         largest[h] = LOWEST;
         sums[h] = 0.0f32;
     }
 
     let step = comptime!(groups.groups * at_once);
-    let mut base = start;
+    let mut base = first;
     // Every group takes as many turns: sums may need the whole cube.
     while base < end {
         let mut scores = Array::<f32>::new(comptime!(at_once * shared_by));
@@ -167,8 +171,7 @@ fn split_kernel<N: Size>(
         for t in 0..at_once {
             let key = min(base + group * at_once + t, end - 1);
             let slot = key % comptime!(layout.slots);
-            let k_start = slot_start(sequence, 0usize, kv_head, slot, layout);
-            let v_start = slot_start(sequence, 1usize, kv_head, slot, layout);
+            let start = slot_start(sequence, kv_head, slot, layout);
             #[unroll]
             for h in 0..shared_by {
                 scores[comptime!(t * shared_by + h)] = 0.0f32;
@@ -176,8 +179,8 @@ fn split_kernel<N: Size>(
             #[unroll]
             for i in 0..share {
                 let at = min(unit + comptime!(i * groups.units()), comptime!(quads - 1));
-                let k = load::<N>(cache[k_start + at], comptime!(layout.format));
-                v[comptime!(t * share + i)] = load::<N>(cache[v_start + at], comptime!(layout.format));
+                let k = load::<N>(keys[start + at], comptime!(layout.format));
+                v[comptime!(t * share + i)] = load::<N>(values[start + at], comptime!(layout.format));
                 #[unroll]
                 for h in 0..shared_by {
                     scores[comptime!(t * shared_by + h)] +=
@@ -199,7 +202,7 @@ fn split_kernel<N: Size>(
             sums[h] *= shrink;
             #[unroll]
             for i in 0..share {
-                values[comptime!(h * share + i)] *= Quad::new(shrink);
+                weighted[comptime!(h * share + i)] *= Quad::new(shrink);
             }
             #[unroll]
             for t in 0..at_once {
@@ -210,13 +213,13 @@ fn split_kernel<N: Size>(
                 #[unroll]
                 for i in 0..share {
                     let at = comptime!(h * share + i);
-                    values[at] = fma(Quad::new(weight), v[comptime!(t * share + i)], values[at]);
+                    weighted[at] = fma(Quad::new(weight), v[comptime!(t * share + i)], weighted[at]);
                 }
             }
         }
         base += step;
     }
-    combine_groups(&values, &largest, &sums, partial, statistics, head0, attention);
+    combine_groups(&weighted, &largest, &sums, partial, statistics, head0, attention);
 }
 
 /// The softmaxes of a cube's groups -> the split's. One head after the other, to need little shared memory.

@@ -28,8 +28,10 @@ pub struct Heads<'a> {
     pub positions: &'a Handle,
     /// Receives the queries, \[sequences, heads, head_dim\].
     pub queries: &'a Handle,
-    /// Receives keys and values in the slots of the positions; see [`CacheLayout`].
-    pub cache: &'a Handle,
+    /// Receives the keys in the slots of the positions; see [`CacheLayout`].
+    pub keys: &'a Handle,
+    /// Receives the values.
+    pub values: &'a Handle,
     /// Factor of the queries: `query_pre_attn_scalar^-0.5`.
     pub query_factor: f32,
     /// Added to the mean of the squares.
@@ -55,7 +57,8 @@ pub fn norm_rope_cache(client: &Client, step: Heads<'_>, heads: usize, cache: Ca
             BufferArg::from_raw_parts(step.inv_freq.clone(), quads / 2),
             BufferArg::from_raw_parts(step.positions.clone(), sequences),
             BufferArg::from_raw_parts(step.queries.clone(), sequences * heads * quads),
-            BufferArg::from_raw_parts(step.cache.clone(), cache.quads()),
+            BufferArg::from_raw_parts(step.keys.clone(), cache.quads()),
+            BufferArg::from_raw_parts(step.values.clone(), cache.quads()),
             step.query_factor,
             step.eps,
             heads,
@@ -75,7 +78,8 @@ fn heads_kernel<N: Size>(
     inv_freq: &[Quad],
     positions: &[u32],
     queries: &mut [Quad],
-    cache: &mut [Vector<u32, N>],
+    keys: &mut [Vector<u32, N>],
+    values: &mut [Vector<u32, N>],
     query_factor: f32,
     eps: f32,
     #[comptime] heads: usize,
@@ -112,9 +116,9 @@ fn heads_kernel<N: Size>(
         let at = unit + comptime!(i * groups.units());
         if at < half {
             if head >= comptime!(heads + kv_heads) {
-                let start = slot_start(sequence, 1usize, head - comptime!(heads + kv_heads), slot, layout);
-                cache[start + at] = store::<N>(first[i], comptime!(layout.format));
-                cache[start + half + at] = store::<N>(second[i], comptime!(layout.format));
+                let start = slot_start(sequence, head - comptime!(heads + kv_heads), slot, layout);
+                values[start + at] = store::<N>(first[i], comptime!(layout.format));
+                values[start + half + at] = store::<N>(second[i], comptime!(layout.format));
             } else {
                 let is_query = head < heads;
                 let a = first[i] * Quad::new(inverse) * select(is_query, q_scale[at], k_scale[at]);
@@ -136,9 +140,9 @@ fn heads_kernel<N: Size>(
                     queries[start + at] = turned_a * Quad::new(query_factor);
                     queries[start + half + at] = turned_b * Quad::new(query_factor);
                 } else {
-                    let start = slot_start(sequence, 0usize, head - heads, slot, layout);
-                    cache[start + at] = store::<N>(turned_a, comptime!(layout.format));
-                    cache[start + half + at] = store::<N>(turned_b, comptime!(layout.format));
+                    let start = slot_start(sequence, head - heads, slot, layout);
+                    keys[start + at] = store::<N>(turned_a, comptime!(layout.format));
+                    keys[start + half + at] = store::<N>(turned_b, comptime!(layout.format));
                 }
             }
         }

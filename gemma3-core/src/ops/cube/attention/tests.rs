@@ -83,7 +83,7 @@ fn heads_are_normalized_turned_and_cached_at_a_position_on_the_device() {
             let inv_freq: Vec<f32> =
                 (0..head_dim / 2).map(|j| 1e4_f32.powf(-2.0 * j as f32 / head_dim as f32)).collect();
             let mark = vec![0x7f00_7f00_u32; cache.bytes() / 4];
-            let cache_handle = client.create_from_slice(u32::as_bytes(&mark));
+            let [keys, values] = [(); 2].map(|()| client.create_from_slice(u32::as_bytes(&mark)));
             let queries = poisoned(&client, 2 * heads * head_dim);
             let step_of = Heads {
                 qkv: &upload(&client, &qkv),
@@ -92,14 +92,15 @@ fn heads_are_normalized_turned_and_cached_at_a_position_on_the_device() {
                 inv_freq: &upload(&client, &inv_freq),
                 positions: &client.create_from_slice(u32::as_bytes(&positions)),
                 queries: &queries,
-                cache: &cache_handle,
+                keys: &keys,
+                values: &values,
                 query_factor: 0.25,
                 eps: EPS,
             };
             norm_rope_cache(&client, step_of, heads, cache, one_plane(&client));
 
             let mut expected_queries = Vec::new();
-            let mut expected_cache = unpack(&mark, format);
+            let mut expected_cache = [unpack(&mark, format), unpack(&mark, format)];
             for (sequence, qkv) in qkv.chunks_exact(width).enumerate() {
                 let position = positions[sequence];
                 let all: Vec<&[f32]> = qkv.chunks_exact(head_dim).collect();
@@ -114,17 +115,19 @@ fn heads_are_normalized_turned_and_cached_at_a_position_on_the_device() {
                     let value = to_f64(all[heads + kv_heads + kv_head]);
                     for (part, vector) in [key, value].into_iter().enumerate() {
                         let slot = position as usize % cache.slots;
-                        let at = ((sequence * 2 + part) * kv_heads + kv_head) * cache.slots + slot;
-                        for (cell, x) in expected_cache[at * head_dim..].iter_mut().zip(vector) {
+                        let at = (sequence * kv_heads + kv_head) * cache.slots + slot;
+                        for (cell, x) in expected_cache[part][at * head_dim..].iter_mut().zip(vector) {
                             *cell = rounded(x, format) as f32;
                         }
                     }
                 }
             }
             assert_close(&download(&client, &queries), &expected_queries, 2e-6, "queries");
-            let words = client.read_one_unchecked(cache_handle.clone());
-            let found = unpack(u32::from_bytes(&words), format);
-            for (found, expected) in found.iter().zip(&expected_cache) {
+            let found = [keys, values].map(|part| {
+                let words = client.read_one_unchecked(part);
+                unpack(u32::from_bytes(&words), format)
+            });
+            for (found, expected) in found.iter().flatten().zip(expected_cache.iter().flatten()) {
                 // An error of some 2^-22 in f32 may carry a number to the neighbor. What isn't written stays.
                 let bound = 2e-6 + step(format) * f64::from(expected.abs());
                 let same = found.to_bits() == expected.to_bits();
@@ -151,21 +154,24 @@ fn a_token_attends_to_the_positions_it_sees() {
             let attention = DecodeAttention { cache, heads, window, splits, keys_at_once, groups };
             let mut random = Random::new(21);
             let queries = random.floats(sequences * heads * head_dim);
-            let values: Vec<f64> =
-                (0..cache.quads() * 4).map(|_| rounded(f64::from(random.unit()), format)).collect();
+            let mut entries = || -> Vec<f64> {
+                (0..cache.quads() * 4).map(|_| rounded(f64::from(random.unit()), format)).collect()
+            };
+            let cached = [entries(), entries()];
             // The very first position, few, and one whose ring has come round (where it may).
             for positions in [[0_u32, 1], [5, 29], [if window.is_some() { 77 } else { 63 }, 38]] {
                 let out = poisoned(&client, sequences * heads * head_dim);
                 let buffers = DecodeBuffers {
                     queries: &upload(&client, &queries),
-                    cache: &client.create_from_slice(u32::as_bytes(&pack(&values, format))),
+                    keys: &client.create_from_slice(u32::as_bytes(&pack(&cached[0], format))),
+                    values: &client.create_from_slice(u32::as_bytes(&pack(&cached[1], format))),
                     positions: &client.create_from_slice(u32::as_bytes(&positions)),
                     partial: &poisoned(&client, attention.partial_floats()),
                     statistics: &poisoned(&client, attention.statistic_floats()),
                     out: &out,
                 };
                 decode_attention(&client, attention, buffers);
-                let expected = reference(&queries, &values, &positions, &attention);
+                let expected = reference(&queries, &cached, &positions, &attention);
                 // Weights differ by the rounding of scores up to 10 or so; the values are below 1.
                 let what = format!("{positions:?} {attention:?}");
                 assert_close(&download(&client, &out), &expected, 5e-6, &what);
@@ -176,7 +182,7 @@ fn a_token_attends_to_the_positions_it_sees() {
 
 fn reference(
     queries: &[f32],
-    cache: &[f64],
+    cache: &[Vec<f64>; 2],
     positions: &[u32],
     attention: &DecodeAttention,
 ) -> Vec<(f64, f64)> {
@@ -189,8 +195,8 @@ fn reference(
             let kv_head = head / (attention.heads / kv_heads);
             let query = &queries[(sequence * attention.heads + head) * head_dim..][..head_dim];
             let vector = |part: usize, key: usize| {
-                let at = ((sequence * 2 + part) * kv_heads + kv_head) * slots + key % slots;
-                &cache[at * head_dim..][..head_dim]
+                let at = (sequence * kv_heads + kv_head) * slots + key % slots;
+                &cache[part][at * head_dim..][..head_dim]
             };
             let score = |key| vector(0, key).iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum::<f64>();
             let weights: Vec<f64> = (first..end).map(|key| score(key).exp()).collect();

@@ -8,6 +8,7 @@ mod staging;
 mod tests;
 mod tiling;
 
+pub(crate) use fast::gelu_tanh;
 pub use tiling::{Machine, Tiling};
 
 use cubecl::client::Client;

@@ -5,15 +5,20 @@ mod layout;
 mod relayout;
 mod rows;
 
-pub use layout::Layout;
+pub use layout::{Layout, PackError};
 pub(crate) use layout::Scales;
-pub use relayout::PackedWords;
+pub(crate) use rows::rows;
+use relayout::PackedWords;
+
+use crate::matrix::blocks::BlockError;
 
 pub(crate) use decode::{Quad, fetch_side, half_to_f32, quad, quads_of_span, scale_pair, side_words_of_item};
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::server::Handle;
+
+use crate::checkpoint::TensorFormat;
 
 /// A matrix \[rows, cols\] on a device.
 #[derive(Debug, Clone)]
@@ -26,16 +31,45 @@ pub struct PackedMatrix {
     pub side: Handle,
 }
 
+/// Bytes that are laid out and copied at a time: what loading needs of the host's memory beside the file.
+const STRIP_BYTES: usize = 64 << 20;
+
 impl PackedMatrix {
-    /// Copies a matrix to a device.
-    pub fn new(client: &Client, mut words: PackedWords) -> Self {
-        if words.side.is_empty() {
-            words.side.push(0); // No device binds an empty buffer.
+    /// Copies matrices of one format and width to a device, one after the other: several products with the same
+    /// input become one. Works on the current thread pool, and strip by strip.
+    ///
+    /// # Errors
+    /// [`PackError`] if a part isn't whole rows of whole blocks.
+    pub fn upload(
+        client: &Client,
+        format: TensorFormat,
+        cols: usize,
+        parts: &[&[u8]],
+    ) -> Result<Self, PackError> {
+        let row_bytes = format.row_bytes(cols).map_err(BlockError::from)?.max(1);
+        let rows = parts.iter().map(|part| part.len() / row_bytes).sum();
+        let layout = Layout::new(format, rows, cols)?;
+        let quants = client.empty((rows * layout.row_words()).max(1) * size_of::<u32>());
+        let side = client.empty((rows * layout.side_words()).max(1) * size_of::<u32>());
+        let strip = (STRIP_BYTES / row_bytes).max(1) * row_bytes;
+        let mut row = 0;
+        for bytes in parts.iter().flat_map(|part| part.chunks(strip)) {
+            let words = PackedWords::stack(format, cols, &[bytes])?;
+            put(client, &quants, row * layout.row_words(), words.quants);
+            put(client, &side, row * layout.side_words(), words.side);
+            row += words.layout.rows;
         }
-        Self {
-            layout: words.layout,
-            quants: client.create(Bytes::from_elems(words.quants)),
-            side: client.create(Bytes::from_elems(words.side)),
-        }
+        Ok(Self { layout, quants, side })
     }
+}
+
+/// Writes words from word `start` of a buffer on.
+fn put(client: &Client, buffer: &Handle, start: usize, words: Vec<u32>) {
+    if words.is_empty() {
+        return;
+    }
+    let start = (start * size_of::<u32>()) as u64;
+    let end = buffer.size() - start - (words.len() * size_of::<u32>()) as u64;
+    let part = buffer.clone().offset_start(start).offset_end(end);
+    client.write(&part, Bytes::from_elems(words));
 }

@@ -1,0 +1,201 @@
+//! Keys and values in a GPU's memory, where our kernels write and read them.
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use cubecl::bytes::Bytes;
+use cubecl::client::Client;
+use cubecl::server::Handle;
+
+use super::CacheDtype;
+use crate::ops::cube::attention::{CacheFormat, CacheLayout};
+use crate::ops::cube::copy::{Rectangle, copy, copy_rectangle};
+use crate::ops::cube::stream::Stream;
+
+/// Keys and values of one layer of one sequence.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerBuffers {
+    /// As `layout` says.
+    pub(crate) keys: Handle,
+    /// As `layout` says.
+    pub(crate) values: Handle,
+    pub(crate) layout: CacheLayout,
+}
+
+/// Keys and values of all layers. Clones share them until one writes.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceCache {
+    stream: Stream,
+    device: Device,
+    layers: Arc<Vec<LayerBuffers>>,
+}
+
+impl CacheDtype {
+    pub(crate) fn on_device(self) -> CacheFormat {
+        match self {
+            Self::F32 => CacheFormat::F32,
+            Self::BF16 => CacheFormat::BF16,
+            Self::F16 => CacheFormat::F16,
+        }
+    }
+}
+
+impl DeviceCache {
+    /// Allocates; nothing reads a slot before it is written.
+    pub(super) fn new(
+        stream: &Stream,
+        device: &Device,
+        kv_heads: usize,
+        head_dim: usize,
+        slots: impl Iterator<Item = usize>,
+        dtype: CacheDtype,
+    ) -> Self {
+        let layers = slots.map(|slots| {
+            let layout = CacheLayout { sequences: 1, kv_heads, slots, head_dim, format: dtype.on_device() };
+            let empty = || stream.client().empty(layout.bytes());
+            LayerBuffers { keys: empty(), values: empty(), layout }
+        });
+        Self { stream: stream.clone(), device: device.clone(), layers: Arc::new(layers.collect()) }
+    }
+
+    /// The layers, of which nobody else may read afterwards what is written now: where a fork shares them they
+    /// are copied first.
+    pub(crate) fn own(&mut self) -> &Arc<Vec<LayerBuffers>> {
+        if Arc::strong_count(&self.layers) > 1 {
+            let client = self.stream.client();
+            let layers = self.layers.iter().map(|layer| LayerBuffers {
+                keys: duplicate(client, &layer.keys),
+                values: duplicate(client, &layer.values),
+                layout: layer.layout,
+            });
+            self.layers = Arc::new(layers.collect());
+        }
+        &self.layers
+    }
+
+    /// The caches of several sequences side by side, to be stepped together. `None` if their layers differ in
+    /// size or dtype.
+    pub(crate) fn gather(caches: &mut [&mut Self]) -> Option<Self> {
+        let sequences = caches.len();
+        let first = caches.first()?;
+        let (stream, device, like) = (first.stream.clone(), first.device.clone(), first.layers.clone());
+        let same = |cache: &&mut Self| cache.layers.iter().map(|l| l.layout).eq(like.iter().map(|l| l.layout));
+        if !caches.iter().all(same) {
+            return None;
+        }
+        let client = stream.client();
+        let layers = like.iter().map(|layer| {
+            let layout = CacheLayout { sequences, ..layer.layout };
+            let empty = || client.empty(layout.bytes());
+            LayerBuffers { keys: empty(), values: empty(), layout }
+        });
+        let layers: Vec<_> = layers.collect();
+        for (sequence, cache) in caches.iter().enumerate() {
+            for (all, own) in layers.iter().zip(cache.layers.iter()) {
+                for (all, own) in [(&all.keys, &own.keys), (&all.values, &own.values)] {
+                    let quads = own.size() as usize / 16;
+                    let place = Rectangle { buffer: all, width: quads, row: sequence, column: 0 };
+                    copy_rectangle(client, Rectangle { buffer: own, row: 0, ..place }, place, 1, quads);
+                }
+            }
+        }
+        Some(Self { stream, device, layers: Arc::new(layers) })
+    }
+
+    /// Copies a sequence of a gathered cache back to where it came from.
+    pub(crate) fn take_back(&self, sequence: usize, cache: &mut Self) {
+        let client = self.stream.client();
+        for (all, own) in self.layers.iter().zip(cache.own().iter()) {
+            for (all, own) in [(&all.keys, &own.keys), (&all.values, &own.values)] {
+                let quads = own.size() as usize / 16;
+                let place = Rectangle { buffer: all, width: quads, row: sequence, column: 0 };
+                copy_rectangle(client, place, Rectangle { buffer: own, row: 0, ..place }, 1, quads);
+            }
+        }
+    }
+
+    pub(super) fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// A layer as traces see it.
+    pub(super) fn layer(&mut self, index: usize) -> Option<DeviceLayer> {
+        let (stream, device) = (self.stream.clone(), self.device.clone());
+        let buffers = self.own().get(index)?.clone();
+        Some(DeviceLayer { stream, device, buffers })
+    }
+}
+
+fn duplicate(client: &Client, buffer: &Handle) -> Handle {
+    let to = client.empty(buffer.size() as usize);
+    copy(client, buffer, &to);
+    to
+}
+
+/// One layer, for passes that trace: entries go through the host, which is slow and needs no kernel of its own.
+#[derive(Debug)]
+pub(crate) struct DeviceLayer {
+    stream: Stream,
+    device: Device,
+    buffers: LayerBuffers,
+}
+
+impl DeviceLayer {
+    /// Stores `keys` and `values` \[count, kv_heads * head_dim\] at positions `start..`.
+    pub(super) fn write(&self, start: usize, keys: Tensor<2>, values: Tensor<2>) {
+        for (buffer, rows) in [(&self.buffers.keys, keys), (&self.buffers.values, values)] {
+            let rows = rows.into_data().convert::<f32>();
+            let rows = rows.as_slice::<f32>().unwrap_or_default();
+            let CacheLayout { kv_heads, slots, head_dim, format, .. } = self.buffers.layout;
+            for (index, row) in rows.chunks_exact(kv_heads * head_dim).enumerate() {
+                for (head, entry) in row.chunks_exact(head_dim).enumerate() {
+                    let bytes = encode(entry, format);
+                    let slot = head * slots + (start + index) % slots;
+                    let first = (slot * bytes.len()) as u64;
+                    let after = buffer.size() - first - bytes.len() as u64;
+                    let place = buffer.clone().offset_start(first).offset_end(after);
+                    self.stream.client().write(&place, Bytes::from_elems(bytes));
+                }
+            }
+        }
+    }
+
+    /// All slots of keys and values, each \[kv_heads, slots, head_dim\] in f32.
+    pub(super) fn read(&self) -> [Tensor<3>; 2] {
+        let CacheLayout { kv_heads, slots, head_dim, format, .. } = self.buffers.layout;
+        [&self.buffers.keys, &self.buffers.values].map(|buffer| {
+            let bytes = self.stream.client().read_one(buffer.clone()).unwrap_or_else(|error| failed(&error));
+            let data = TensorData::new(decode(&bytes, format), [kv_heads, slots, head_dim]);
+            Tensor::from_data(data, &self.device)
+        })
+    }
+}
+
+/// burn's own operations, which a traced pass consists of, end like this too when a device fails.
+fn failed(error: &dyn Display) -> ! {
+    panic!("the device failed: {error}")
+}
+
+fn encode(values: &[f32], format: CacheFormat) -> Vec<u8> {
+    match format {
+        CacheFormat::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        CacheFormat::F16 => {
+            let halves = values.iter().map(|x| half::f16::from_f32(x.clamp(-65504.0, 65504.0)));
+            halves.flat_map(half::f16::to_le_bytes).collect()
+        }
+        CacheFormat::BF16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+    }
+}
+
+fn decode(bytes: &[u8], format: CacheFormat) -> Vec<f32> {
+    match format {
+        CacheFormat::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        CacheFormat::F16 => {
+            bytes.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
+        }
+        CacheFormat::BF16 => {
+            bytes.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect()
+        }
+    }
+}

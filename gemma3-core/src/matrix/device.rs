@@ -1,0 +1,131 @@
+//! A matrix in a GPU's memory, in the format of its file.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+
+use super::{Matrix, MatrixError, Quantization, Storage, quantize};
+use crate::checkpoint::{TensorFormat, TensorView};
+use crate::ops::cube::gemm::{self, Plan, Rows};
+use crate::ops::cube::packed::{PackedMatrix, rows};
+use crate::ops::cube::stream::Stream;
+
+/// Some rows of a matrix in a GPU's memory. Matrices that are multiplied with the same input lie one after the
+/// other, so that one launch serves them all.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceMatrix {
+    stream: Stream,
+    stack: Arc<PackedMatrix>,
+    rows: Range<usize>,
+}
+
+impl DeviceMatrix {
+    pub(super) fn format(&self) -> TensorFormat {
+        self.stack.layout.format
+    }
+
+    pub(super) fn out_features(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn in_features(&self) -> usize {
+        self.stack.layout.cols
+    }
+
+    /// Bytes of these rows.
+    pub(super) fn bytes(&self) -> u64 {
+        let layout = &self.stack.layout;
+        (layout.bytes() / layout.rows.max(1) * self.rows.len()) as u64
+    }
+
+    /// `x Wᵀ` with f32 sums: what traces compute aside. Its numbers pass through the host.
+    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let (device, count) = (x.device(), x.dims()[0]);
+        let client = self.stream.client();
+        let all = self.stack.layout.rows;
+        let out = client.empty(count * all * size_of::<f32>());
+        let result = self.stream.upload_tensor(x).and_then(|x| {
+            let (x, rows) = (Rows::f32(&x), Rows::f32(&out));
+            gemm::launch(client, Plan::Exact { unit_m: 1 }, &x, &self.stack, &rows, count, false);
+            let out = self.stream.download_tensor(&out, [count, all], &device);
+            out.map_err(|error| error.to_string())
+        });
+        // burn's own operations end like this too when a device fails.
+        let out = result.unwrap_or_else(|error| panic!("the device failed: {error}"));
+        out.narrow(1, self.rows.start, self.rows.len())
+    }
+
+    /// Rows `ids`, \[ids, in\].
+    pub(super) fn rows(&self, ids: &[u32], device: &Device) -> Tensor<2> {
+        let (client, cols) = (self.stream.client(), self.in_features());
+        let ids: Vec<u32> = ids.iter().map(|id| id + self.rows.start as u32).collect();
+        let out = client.empty(ids.len() * cols * size_of::<f32>());
+        rows(client, &self.stack, &self.stream.upload_words(&ids), &out, ids.len(), 1.0);
+        let out = self.stream.download_tensor(&out, [ids.len(), cols], device);
+        out.unwrap_or_else(|error| panic!("the device failed: {error}"))
+    }
+
+    /// The stack, if `matrices` are all of it in their order.
+    pub(crate) fn whole_stack(matrices: &[&Matrix]) -> Option<Arc<PackedMatrix>> {
+        let mut end = 0;
+        let mut stack: Option<&Arc<PackedMatrix>> = None;
+        for matrix in matrices {
+            let Storage::Device(part) = &matrix.storage else { return None };
+            let first = stack.get_or_insert(&part.stack);
+            if !Arc::ptr_eq(first, &part.stack) || part.rows.start != end {
+                return None;
+            }
+            end = part.rows.end;
+        }
+        stack.filter(|stack| stack.layout.rows == end).cloned()
+    }
+}
+
+impl Matrix {
+    /// Tensors of a checkpoint as matrices in a GPU's memory, in the format of the file or quantized. Those of
+    /// one format and width lie one after the other.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that are not what format and shape ask for, and rows that kernels can't read.
+    pub(crate) fn load_on_gpu(
+        views: Vec<TensorView<'_>>,
+        device: &Device,
+        stream: &Stream,
+        quantization: Quantization,
+    ) -> Result<Vec<Self>, MatrixError> {
+        let views = views.into_iter().map(|view| quantized(view, quantization));
+        let views = views.collect::<Result<Vec<_>, MatrixError>>()?;
+        let kind = |view: &TensorView<'_>| (view.format, view.shape[1..].iter().product::<usize>());
+        let mut matrices = Vec::with_capacity(views.len());
+        for views in views.chunk_by(|a, b| kind(a) == kind(b)) {
+            let (format, cols) = kind(&views[0]);
+            let parts: Vec<&[u8]> = views.iter().map(|view| &*view.bytes).collect();
+            let stack = Arc::new(PackedMatrix::upload(stream.client(), format, cols, &parts)?);
+            let mut start = 0;
+            for view in views {
+                let rows = start..start + view.shape[0];
+                start = rows.end;
+                let part = DeviceMatrix { stream: stream.clone(), stack: stack.clone(), rows };
+                matrices.push(Self { device: device.clone(), storage: Storage::Device(part) });
+            }
+        }
+        for view in views {
+            if let Some((bytes, range)) = view.place {
+                bytes.release(range);
+            }
+        }
+        Ok(matrices)
+    }
+}
+
+fn quantized(view: TensorView<'_>, quantization: Quantization) -> Result<TensorView<'_>, MatrixError> {
+    let [_, ref rest @ ..] = view.shape[..] else {
+        return Err(MatrixError::NotAMatrix { found: view.shape });
+    };
+    let cols = rest.iter().product();
+    let Some(format) = quantization.target(view.format, cols) else { return Ok(view) };
+    let bytes = std::borrow::Cow::Owned(quantize::quantize(&view, format)?);
+    Ok(TensorView { format, bytes, ..view })
+}

@@ -1,0 +1,80 @@
+//! What a pass writes beside the cache.
+
+use cubecl::client::Client;
+use cubecl::server::Handle;
+
+use super::{GpuDecoder, Sizes};
+use crate::ops::cube::gemm::{RowFormat, Rows};
+
+/// Buffers of a pass of some rows; f32 where nothing else is said. What they hold is of no use after it.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    /// The most rows of a pass.
+    pub(super) rows: usize,
+    /// The residual stream, \[rows, hidden\], and where its next state goes: they change places.
+    pub(super) stream: [Handle; 2],
+    /// Queries, keys and values side by side, \[rows, (heads + 2 kv_heads) head_dim\].
+    pub(super) qkv: Handle,
+    /// Normalized, turned and scaled queries, \[rows, heads * head_dim\].
+    pub(super) queries: Handle,
+    /// \[rows, heads * head_dim\].
+    pub(super) attended: Handle,
+    /// What joins the residual stream next, \[rows, hidden\].
+    pub(super) branch: Handle,
+    /// \[rows, intermediate\].
+    pub(super) gated: Handle,
+    /// Where matrices of one input have different formats: their products, before they lie side by side.
+    pub(super) apart: Option<Apart>,
+    /// Where products of many rows are made: their inputs.
+    pub(super) inputs: Option<Inputs>,
+}
+
+/// Products of single matrices.
+#[derive(Debug)]
+pub(super) struct Apart {
+    /// \[rows, the widest of them\].
+    pub(super) part: Handle,
+    /// Gate and up side by side, \[rows, 2 * intermediate\].
+    pub(super) gate_up: Handle,
+}
+
+/// Inputs of products of many rows, in the format that these read.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    /// \[rows, hidden\].
+    pub(super) normed: Rows,
+    /// \[rows, heads * head_dim\].
+    pub(super) attended: Rows,
+    /// \[rows, intermediate\].
+    pub(super) gated: Rows,
+}
+
+impl Buffers {
+    pub(super) fn new(decoder: &GpuDecoder, rows: usize) -> Self {
+        let (client, sizes) = (decoder.stream.client(), &decoder.sizes);
+        let empty = |width: usize| client.empty(rows * width * size_of::<f32>());
+        let apart = decoder.weights.layers.iter().any(|layer| layer.has_parts());
+        Self {
+            rows,
+            stream: [empty(sizes.hidden), empty(sizes.hidden)],
+            qkv: empty(sizes.qkv()),
+            queries: empty(sizes.attended()),
+            attended: empty(sizes.attended()),
+            branch: empty(sizes.hidden),
+            gated: empty(sizes.intermediate),
+            apart: apart.then(|| Apart {
+                part: empty(sizes.qkv().max(sizes.intermediate)),
+                gate_up: empty(2 * sizes.intermediate),
+            }),
+            inputs: (rows >= decoder.many_rows())
+                .then(|| Inputs::new(client, sizes, decoder.processor.row_format(decoder.precision), rows)),
+        }
+    }
+}
+
+impl Inputs {
+    fn new(client: &Client, sizes: &Sizes, format: RowFormat, rows: usize) -> Self {
+        let empty = |cols| Rows::empty(client, format, rows, cols);
+        Self { normed: empty(sizes.hidden), attended: empty(sizes.attended()), gated: empty(sizes.intermediate) }
+    }
+}

@@ -1,0 +1,170 @@
+//! Prompts and batches of them.
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError};
+
+use cubecl::bytes::Bytes;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::GpuDecoder;
+use super::buffers::Buffers;
+use super::pass::{ChunkRows, Residual, Tokens};
+use crate::cache::{DeviceCache, LayerBuffers};
+use crate::model::{ForwardError, Logits};
+use crate::ops::cube::attention::visible_ranges;
+use crate::ops::cube::copy::gather_rows;
+use crate::ops::cube::gemm::Rows;
+
+/// Consecutive tokens of one sequence.
+pub(crate) struct Sequence<'a> {
+    pub(crate) input: SequenceInput<'a>,
+    /// Position of the first.
+    pub(crate) position: usize,
+    pub(crate) cache: &'a mut DeviceCache,
+}
+
+/// Tokens as ids, or as vectors.
+pub(crate) enum SequenceInput<'a> {
+    Ids(&'a [u32]),
+    /// \[tokens, hidden\], and the positions of images.
+    Vectors { values: Vec<f32>, images: Vec<Range<usize>> },
+}
+
+/// The granularity of buffers' rows: passes of similar lengths share them.
+const ROWS: usize = 64;
+
+impl GpuDecoder {
+    /// Appends tokens to sequences, one chunk of each, and reads the asked logits back, row by row.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub(crate) fn forward(
+        &self,
+        sequences: &mut [Sequence<'_>],
+        logits: Logits,
+    ) -> Result<Option<Vec<f32>>, ForwardError> {
+        let rows: usize = sequences.iter().map(|sequence| sequence.rows(&self.sizes)).sum();
+        let handles = {
+            let mut shared = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+            if shared.as_ref().is_none_or(|buffers| buffers.rows < rows) {
+                *shared = None; // Their memory first.
+                *shared = Some(Buffers::new(self, rows.next_multiple_of(ROWS)));
+            }
+            let Some(buffers) = shared.as_ref() else { return Ok(None) };
+            self.launch_pass(sequences, logits, buffers, rows)
+        };
+        // Read after the lock is given back: others may enqueue meanwhile.
+        handles.map(|handle| self.stream.download(&handle)).transpose().map_err(Into::into)
+    }
+
+    /// Launches everything; returns the logits asked for.
+    fn launch_pass(
+        &self,
+        sequences: &mut [Sequence<'_>],
+        logits: Logits,
+        buffers: &Buffers,
+        rows: usize,
+    ) -> Option<Handle> {
+        let hidden = self.sizes.hidden;
+        let ids: Vec<u32> = sequences.iter().flat_map(|sequence| sequence.ids(hidden)).collect();
+        self.launch_embedding(&self.stream.upload_words(&ids), buffers, rows);
+        let caches: Vec<Arc<Vec<LayerBuffers>>> =
+            sequences.iter_mut().map(|sequence| sequence.cache.own().clone()).collect();
+        let mut chunks = Vec::with_capacity(sequences.len());
+        let mut first_row = 0;
+        for (sequence, cache) in sequences.iter().zip(&caches) {
+            if let SequenceInput::Vectors { values, .. } = &sequence.input {
+                self.put_vectors(values, first_row, buffers);
+            }
+            let chunk = self.chunk(sequence, first_row, cache);
+            first_row += chunk.rows;
+            chunks.push(chunk);
+        }
+        let residual = self.launch_layers(&Tokens::Chunks(&chunks), buffers, rows);
+        let wanted: Vec<u32> = match logits {
+            Logits::None => return None,
+            Logits::All => (0..rows as u32).collect(),
+            Logits::Last => chunks.iter().map(|chunk| (chunk.first_row + chunk.rows - 1) as u32).collect(),
+        };
+        Some(self.launch_logits(&residual, &wanted, buffers, rows))
+    }
+
+    /// The logits of some rows, \[wanted, vocab\].
+    fn launch_logits(
+        &self,
+        residual: &Residual<'_>,
+        wanted: &[u32],
+        buffers: &Buffers,
+        rows: usize,
+    ) -> Handle {
+        let client = self.stream.client();
+        let count = wanted.len();
+        let hidden = self.sizes.hidden;
+        let empty = |width: usize| client.empty(count * width * size_of::<f32>());
+        let logits = empty(self.sizes.vocab);
+        let indices = self.stream.upload_words(wanted);
+        let [x, branch] = residual.parts().map(|from| {
+            let to = empty(hidden);
+            gather_rows(client, from, buffers.rows.max(rows), &indices, &to, count, hidden / 4);
+            to
+        });
+        let next = empty(hidden);
+        let inputs = (count >= self.many_rows())
+            .then(|| Rows::empty(client, self.processor.row_format(self.precision), count, hidden));
+        self.launch_head(&residual.of(&x, &branch, &next), &logits, count, inputs.as_ref());
+        logits
+    }
+
+    /// Writes vectors in place of embeddings.
+    fn put_vectors(&self, values: &[f32], first_row: usize, buffers: &Buffers) {
+        let width = self.sizes.hidden * size_of::<f32>();
+        let bytes = f32::as_bytes(values).to_vec();
+        let all = &buffers.stream[0];
+        let start = (first_row * width) as u64;
+        let after = all.size() - start - bytes.len() as u64;
+        let place = all.clone().offset_start(start).offset_end(after);
+        self.stream.client().write(&place, Bytes::from_bytes_vec(bytes));
+    }
+
+    fn chunk<'a>(
+        &self,
+        sequence: &Sequence<'_>,
+        first_row: usize,
+        cache: &'a [LayerBuffers],
+    ) -> ChunkRows<'a> {
+        let rows = sequence.rows(&self.sizes);
+        let queries = sequence.position..sequence.position + rows;
+        let images = match &sequence.input {
+            SequenceInput::Ids(_) => &[][..],
+            SequenceInput::Vectors { images, .. } => images,
+        };
+        let visible = |window| self.stream.upload_words(&visible_ranges(queries.clone(), window, images));
+        ChunkRows {
+            first_row,
+            rows,
+            position: self.stream.upload_words(&[sequence.position as u32]),
+            local_visible: visible(Some(self.sizes.window)),
+            global_visible: visible(None),
+            cache,
+        }
+    }
+}
+
+impl Sequence<'_> {
+    fn rows(&self, sizes: &super::Sizes) -> usize {
+        match &self.input {
+            SequenceInput::Ids(ids) => ids.len(),
+            SequenceInput::Vectors { values, .. } => values.len() / sizes.hidden.max(1),
+        }
+    }
+
+    /// Ids to look up; what stands in place of vectors is of no consequence.
+    fn ids(&self, hidden: usize) -> Vec<u32> {
+        match &self.input {
+            SequenceInput::Ids(ids) => ids.to_vec(),
+            SequenceInput::Vectors { values, .. } => vec![0; values.len() / hidden.max(1)],
+        }
+    }
+}

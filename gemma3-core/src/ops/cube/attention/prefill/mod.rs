@@ -1,0 +1,215 @@
+//! Attention of consecutive queries of one sequence over its cache, in which their own keys already lie.
+//!
+//! Every query sees one run of positions (see `ops::visibility`), given as its first and its end; neither moves
+//! back from one query to the next. A tile of queries passes over the keys that any of them sees, a block at a
+//! time, with a running softmax; what no query of the tile sees is not read.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `heads` | from the fused projection to queries, keys and values |
+//! | `plain` | f32 products on every device, in 16 KiB of shared memory, without plane operations |
+//! | `tensor` | products of halves on tensor cores (CUDA); `registers` is its PTX |
+
+mod heads;
+mod plain;
+mod registers;
+mod tensor;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use cubecl::client::Client;
+use cubecl::features::Plane;
+use cubecl::ir::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::cache::{CacheFormat, CacheLayout};
+pub use heads::{Chunk, ChunkHeads, norm_rope_cache_chunk};
+pub(super) use plain::{KeyRows, PlainShape, full_kernel as plain_full_kernel};
+use tensor::TensorShape;
+pub use tensor::TensorTile;
+
+/// A score below all others, where a shading language may lack infinity.
+pub(super) const LOWEST: f32 = -1e30;
+
+/// The shape of the attention of a prompt, a constant of its kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PrefillAttention {
+    /// The cache. Its slots hold, at the same time, everything that any query of a launch sees: for windowed
+    /// layers at least the window and the queries of one launch, less one.
+    pub cache: CacheLayout,
+    /// Query heads; a multiple of the key heads.
+    pub heads: usize,
+}
+
+/// Buffers of the attention of a prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct PrefillBuffers<'a> {
+    /// Normalized, turned and scaled, f32 \[tokens, heads, head_dim\].
+    pub queries: &'a Handle,
+    /// The keys of the cache, those of the queries among them; see [`CacheLayout`].
+    pub keys: &'a Handle,
+    /// The values of the cache.
+    pub values: &'a Handle,
+    /// First and end of the positions that each query sees, u32 \[tokens, 2\]: see [`visible_ranges`].
+    pub visible: &'a Handle,
+    /// Receives f32 \[tokens, heads * head_dim\].
+    pub out: &'a Handle,
+}
+
+/// What multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PrefillPath {
+    /// f32 on every device.
+    Plain,
+    /// Halves of the cache's format on tensor cores.
+    Tensor(TensorTile),
+}
+
+impl PrefillPath {
+    /// The fastest for a device and a shape. An f32 cache asks for f32 products.
+    pub fn choose(client: &Client, attention: &PrefillAttention) -> Self {
+        let long = attention.cache.head_dim > 128;
+        let tiles = [
+            TensorTile { sixteens: if long { 1 } else { 2 }, planes: 4, groups: if long { 2 } else { 1 }, keys: 64 },
+            TensorTile { sixteens: 1, planes: 4, groups: 1, keys: 32 },
+        ];
+        let tile = tiles.into_iter().find(|tile| tile.runs(client, attention));
+        tile.map_or(Self::Plain, Self::Tensor)
+    }
+}
+
+impl TensorTile {
+    /// Whether a device can run it.
+    pub fn runs(&self, client: &Client, attention: &PrefillAttention) -> bool {
+        let kind = match attention.cache.format {
+            CacheFormat::F32 => return false,
+            CacheFormat::F16 => FloatKind::F16,
+            CacheFormat::BF16 => FloatKind::BF16,
+        };
+        let multiply = MmaConfig {
+            a_type: ElemType::Float(kind),
+            b_type: ElemType::Float(kind),
+            cd_type: ElemType::Float(FloatKind::F32),
+            m: 16,
+            n: 8,
+            k: 16,
+        };
+        let hardware = &client.properties().hardware;
+        let shape = TensorShape { attention: *attention, tile: *self };
+        // The kernel is PTX: asynchronous copies are what only CUDA has.
+        client.features().copy_async
+            && client.features().matmul.mma.contains(&multiply)
+            && client.features().plane.contains(Plane::Ops)
+            && hardware.plane_size_min == 32
+            && hardware.plane_size_max == 32
+            && shape.shared_bytes() <= hardware.max_shared_memory_size
+    }
+}
+
+/// The visible positions of queries: of those at `queries`, `window` positions up to itself (`None`: all), and
+/// the whole of the image that it lies in. Two numbers a query.
+pub fn visible_ranges(queries: Range<usize>, window: Option<usize>, images: &[Range<usize>]) -> Vec<u32> {
+    let last = queries.end;
+    queries
+        .flat_map(|query| {
+            let first = window.map_or(0, |window| (query + 1).saturating_sub(window));
+            let image = images.iter().find(|image| image.contains(&query));
+            [first as u32, image.map_or(query + 1, |image| image.end.min(last)) as u32]
+        })
+        .collect()
+}
+
+/// Attention of `tokens` queries of a sequence of the cache.
+///
+/// # Panics
+/// The heads must be a multiple of the key heads, and the sequence one of the cache.
+pub fn prefill_attention(
+    client: &Client,
+    attention: PrefillAttention,
+    sequence: usize,
+    tokens: usize,
+    buffers: PrefillBuffers<'_>,
+    path: PrefillPath,
+) {
+    let CacheLayout { sequences, kv_heads, head_dim, format, .. } = attention.cache;
+    assert!(attention.heads.is_multiple_of(kv_heads) && sequence < sequences && head_dim.is_multiple_of(8));
+    if tokens == 0 {
+        return;
+    }
+    let rows = tokens * (attention.heads / kv_heads);
+    let numbers = tokens * attention.heads * head_dim;
+    // SAFETY: the lengths are those of the shapes; the kernels keep rows below their number, and slots below
+    // theirs by the remainder, whatever the ranges hold.
+    let buffer = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
+    match path {
+        // SAFETY: as above.
+        PrefillPath::Plain => unsafe {
+            let shape = PlainShape { heads: attention.heads, kv_heads, keys: KeyRows::of_cache(&attention.cache) };
+            plain::visible_kernel::launch_unchecked(
+                client,
+                shape.cubes(tokens, 1),
+                shape.dim(),
+                format.quad_words(),
+                buffer(buffers.queries, numbers / 4),
+                BufferArg::from_raw_parts(buffers.keys.clone(), attention.cache.quads()),
+                BufferArg::from_raw_parts(buffers.values.clone(), attention.cache.quads()),
+                buffer(buffers.visible, 2 * tokens),
+                buffer(buffers.out, numbers / 4),
+                tokens as u32,
+                sequence as u32,
+                shape,
+            );
+        },
+        // SAFETY: as above.
+        PrefillPath::Tensor(tile) => unsafe {
+            let shape = TensorShape { attention, tile };
+            tensor::visible_kernel::launch_unchecked(
+                client,
+                CubeCount::Static(rows.div_ceil(shape.rows()) as u32, kv_heads as u32, 1),
+                shape.dim(),
+                buffer(buffers.queries, numbers / 4),
+                buffer(buffers.keys, attention.cache.quads() / 2),
+                buffer(buffers.values, attention.cache.quads() / 2),
+                buffer(buffers.visible, 2 * tokens),
+                buffer(buffers.out, numbers / 2),
+                tokens as u32,
+                sequence as u32,
+                1.0,
+                shape,
+            );
+        },
+    }
+}
+
+/// Every query of each sequence over all its keys, from a cache of halves that holds just them; the queries are
+/// multiplied by `factor`.
+pub(super) fn tensor_full_attention(
+    client: &Client,
+    attention: PrefillAttention,
+    [queries, keys, values, out]: [&Handle; 4],
+    factor: f32,
+    tile: TensorTile,
+) {
+    let CacheLayout { sequences, kv_heads, slots: tokens, head_dim, .. } = attention.cache;
+    let shape = TensorShape { attention, tile };
+    let numbers = sequences * tokens * attention.heads * head_dim;
+    // SAFETY: the lengths are those of the shapes; the kernel keeps rows and slots below the tokens.
+    unsafe {
+        tensor::full_kernel::launch_unchecked(
+            client,
+            CubeCount::Static(tokens.div_ceil(shape.rows()) as u32, kv_heads as u32, sequences as u32),
+            shape.dim(),
+            BufferArg::from_raw_parts(queries.clone(), numbers / 4),
+            BufferArg::from_raw_parts(keys.clone(), attention.cache.quads() / 2),
+            BufferArg::from_raw_parts(values.clone(), attention.cache.quads() / 2),
+            BufferArg::from_raw_parts(out.clone(), numbers / 2),
+            tokens as u32,
+            factor,
+            shape,
+        );
+    }
+}

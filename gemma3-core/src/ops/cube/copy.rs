@@ -1,0 +1,167 @@
+//! Copies of buffers within a device, on the stream of the computation.
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+/// Units of a cube.
+const UNITS: u32 = 256;
+/// Cubes of a launch; each takes turns.
+const CUBES: u32 = 1024;
+
+/// Copies a whole buffer into one of the same size, a multiple of 4 bytes.
+pub(crate) fn copy(client: &Client, from: &Handle, to: &Handle) {
+    let words = (from.size_in_used().min(to.size_in_used()) / 4) as usize;
+    let cubes = (words as u32).div_ceil(UNITS).min(CUBES);
+    // SAFETY: the kernel stays below the length.
+    unsafe {
+        copy_kernel::launch_unchecked(
+            client,
+            CubeCount::Static(cubes, 1, 1),
+            CubeDim::new_1d(UNITS),
+            BufferArg::from_raw_parts(from.clone(), words),
+            BufferArg::from_raw_parts(to.clone(), words),
+            words as u32,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn copy_kernel(from: &[u32], to: &mut [u32], words: u32) {
+    let mut at = CUBE_POS_X * UNITS + UNIT_POS_X;
+    while at < words {
+        to[at as usize] = from[at as usize];
+        at += CUBE_COUNT_X * UNITS;
+    }
+}
+
+/// Copies rows `indices` \[count\] (u32) of `from` \[rows, 4 * quads\] to `to` \[count, 4 * quads\], both of 4-byte
+/// numbers. An index beyond the rows stands for the last.
+pub(crate) fn gather_rows(
+    client: &Client,
+    from: &Handle,
+    rows: usize,
+    indices: &Handle,
+    to: &Handle,
+    count: usize,
+    quads: usize,
+) {
+    // SAFETY: the kernel keeps indices below the rows and quads below a row's.
+    unsafe {
+        gather_rows_kernel::launch_unchecked(
+            client,
+            CubeCount::Static((quads as u32).div_ceil(UNITS), count as u32, 1),
+            CubeDim::new_1d(UNITS),
+            BufferArg::from_raw_parts(from.clone(), rows * quads),
+            BufferArg::from_raw_parts(indices.clone(), count),
+            BufferArg::from_raw_parts(to.clone(), count * quads),
+            rows as u32,
+            quads as u32,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn gather_rows_kernel(
+    from: &[Vector<u32, Const<4>>],
+    indices: &[u32],
+    to: &mut [Vector<u32, Const<4>>],
+    rows: u32,
+    quads: u32,
+) {
+    let quad = CUBE_POS_X * UNITS + UNIT_POS_X;
+    if quad < quads {
+        let row = u32::min(indices[CUBE_POS_Y as usize], rows - 1);
+        to[(CUBE_POS_Y * quads + quad) as usize] = from[(row * quads + quad) as usize];
+    }
+}
+
+/// A rectangle of a matrix of quads (4 numbers of 4 bytes).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rectangle<'a> {
+    /// The matrix.
+    pub(crate) buffer: &'a Handle,
+    /// Its width in quads.
+    pub(crate) width: usize,
+    /// The first row of the rectangle.
+    pub(crate) row: usize,
+    /// Its first column, in quads.
+    pub(crate) column: usize,
+}
+
+/// Copies `rows` rows of `quads` quads each from one rectangle to another.
+pub(crate) fn copy_rectangle(client: &Client, from: Rectangle<'_>, to: Rectangle<'_>, rows: usize, quads: usize) {
+    let start = |part: &Rectangle<'_>| (part.row * part.width + part.column) as u32;
+    let end = |part: &Rectangle<'_>| (part.row + rows) * part.width;
+    // SAFETY: the last index of a rectangle is below the end of its last row.
+    unsafe {
+        copy_rectangle_kernel::launch_unchecked(
+            client,
+            CubeCount::Static((quads as u32).div_ceil(UNITS), rows as u32, 1),
+            CubeDim::new_1d(UNITS),
+            BufferArg::from_raw_parts(from.buffer.clone(), end(&from)),
+            BufferArg::from_raw_parts(to.buffer.clone(), end(&to)),
+            start(&from),
+            from.width as u32,
+            start(&to),
+            to.width as u32,
+            quads as u32,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn copy_rectangle_kernel(
+    from: &[Vector<u32, Const<4>>],
+    to: &mut [Vector<u32, Const<4>>],
+    from_start: u32,
+    from_width: u32,
+    to_start: u32,
+    to_width: u32,
+    quads: u32,
+) {
+    let quad = CUBE_POS_X * UNITS + UNIT_POS_X;
+    if quad < quads {
+        let row = CUBE_POS_Y;
+        to[(to_start + row * to_width + quad) as usize] = from[(from_start + row * from_width + quad) as usize];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cube::testing::*;
+
+    #[test]
+    fn rows_and_rectangles_are_copied_where_they_belong() {
+        let Some(client) = client() else { return };
+        let mut random = Random::new(40);
+        let (rows, width) = (5, 12);
+        let from = random.floats(rows * width);
+        let handle = upload(&client, &from);
+
+        let copied = poisoned(&client, from.len());
+        copy(&client, &handle, &copied);
+        assert_eq!(download(&client, &copied), from);
+
+        let gathered = poisoned(&client, 3 * width);
+        let indices = client.create_from_slice(u32::as_bytes(&[4_u32, 0, 9]));
+        gather_rows(&client, &handle, rows, &indices, &gathered, 3, width / 4);
+        let row = |index: usize| &from[index * width..][..width];
+        assert_eq!(download(&client, &gathered), [row(4), row(0), row(4)].concat());
+
+        // Columns 4..8 of rows 1..3 become columns 8..12 of rows 0..2 of a matrix of 16.
+        let to = poisoned(&client, 2 * 16);
+        let source = Rectangle { buffer: &handle, width: width / 4, row: 1, column: 1 };
+        let target = Rectangle { buffer: &to, width: 4, row: 0, column: 2 };
+        copy_rectangle(&client, source, target, 2, 1);
+        for (index, value) in download(&client, &to).iter().enumerate() {
+            let (row, column) = (index / 16, index % 16);
+            if (8..12).contains(&column) {
+                assert_eq!(*value, from[(row + 1) * width + column - 4]);
+            } else {
+                assert!(value.is_nan(), "{index} was written");
+            }
+        }
+    }
+}

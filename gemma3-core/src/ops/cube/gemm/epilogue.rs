@@ -1,0 +1,166 @@
+//! What becomes of the sums of a tile.
+
+use cubecl::prelude::*;
+
+use super::ptx::bf16_pair;
+use super::rows::RowFormat;
+use super::tile::{DEPTH, Tile};
+use crate::ops::cube::matvec::gelu_tanh;
+use crate::ops::cube::packed::{Layout, Quad, side_words_of_item};
+use crate::checkpoint::TensorFormat;
+
+/// A product, as a constant of its kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Job {
+    /// The matrix.
+    pub layout: Layout,
+    /// How the product is divided.
+    pub tile: Tile,
+    /// Whether the matrix is a gate over an up projection, and outputs are `gelu_tanh(gate) * up`.
+    pub gated: bool,
+    /// What the outputs are. Parts of sums, which another kernel adds up, are f32.
+    pub format: RowFormat,
+}
+
+impl Job {
+    /// Outputs of a row.
+    pub const fn outputs(&self) -> usize {
+        if self.gated { self.layout.rows / 2 } else { self.layout.rows }
+    }
+
+    /// Outputs of a row that are written: bf16 rows are filled with zeros to whole tiles.
+    pub const fn written(&self) -> usize {
+        self.format.width(self.outputs())
+    }
+
+    /// Outputs of a row that a cube makes.
+    pub const fn cube_outputs(&self) -> usize {
+        if self.gated { self.tile.n / 2 } else { self.tile.n }
+    }
+
+    /// Tiles along the columns.
+    pub const fn depth_tiles(&self) -> usize {
+        self.layout.cols.div_ceil(DEPTH)
+    }
+
+    /// Whether the weights are bf16 as they lie in memory.
+    pub const fn copies_weights(&self) -> bool {
+        matches!(self.layout.format, TensorFormat::BF16)
+    }
+
+    /// Items of 16 bytes of packed weights in a row of a tile.
+    pub const fn tile_items(&self) -> usize {
+        DEPTH / (4 * self.layout.weights_per_word())
+    }
+
+    /// Items that a unit fetches for a tile of weights.
+    pub const fn loads(&self) -> usize {
+        if self.copies_weights() { 0 } else { (self.tile.n * self.tile_items()).div_ceil(self.tile.units()) }
+    }
+
+    /// Words of a row's side for an item.
+    pub const fn side_words(&self) -> usize {
+        side_words_of_item(&self.layout, 4)
+    }
+
+    /// Quads of sums that a unit has at the end.
+    pub const fn plane_sums(&self) -> usize {
+        self.tile.sums() / 4
+    }
+
+    /// Outputs in an element of the buffer that they go to: a pair where pairs are aligned.
+    pub const fn element_outputs(&self) -> usize {
+        match self.format {
+            RowFormat::F32 if self.outputs() % 2 == 1 => 1,
+            RowFormat::F32 | RowFormat::Bf16 => 2,
+        }
+    }
+
+    /// Words of such an element.
+    pub const fn element_words(&self) -> usize {
+        match self.format {
+            RowFormat::F32 => self.element_outputs(),
+            RowFormat::Bf16 => 1,
+        }
+    }
+}
+
+/// Stores a unit's sums. Those of a 16x8 tile are of two neighbouring columns in a row and in the eighth row
+/// after it.
+#[cube]
+pub(super) fn store<O: Size>(
+    sums: &Array<Quad>,
+    out: &mut [Vector<u32, O>],
+    rows: u32,
+    #[comptime] job: Job,
+) {
+    let tile = comptime!(job.tile);
+    let plane_m = comptime!(tile.plane_m());
+    let plane_n = comptime!(tile.plane_n());
+    let made = comptime!(if job.gated { plane_n / 2 } else { plane_n });
+    let lane = UNIT_POS % 32u32;
+    let plane = UNIT_POS / 32u32;
+    let first_row = CUBE_POS_X * comptime!(tile.m as u32)
+        + plane / comptime!(tile.planes_n as u32) * comptime!((16 * plane_m) as u32)
+        + lane / 4u32;
+    let first_column = CUBE_POS_Y * comptime!(job.cube_outputs() as u32)
+        + plane % comptime!(tile.planes_n as u32) * comptime!((8 * made) as u32)
+        + lane % 4u32 * 2u32;
+    #[unroll]
+    for i in 0..plane_m {
+        #[unroll]
+        for half in 0..2usize {
+            let row = first_row + comptime!((16 * i + 8 * half) as u32);
+            if row < rows {
+                // Parts of the sums lie one after the other, each like the outputs.
+                let row = (CUBE_POS_Z * rows + row) as usize;
+                #[unroll]
+                for j in 0..made {
+                    let quad = sums[comptime!(i * plane_n + j)];
+                    let mut first = quad.extract(comptime!(2 * half));
+                    let mut second = quad.extract(comptime!(2 * half + 1));
+                    if comptime!(job.gated) {
+                        let up = sums[comptime!(i * plane_n + j + made)];
+                        first = gelu_tanh(first) * up.extract(comptime!(2 * half));
+                        second = gelu_tanh(second) * up.extract(comptime!(2 * half + 1));
+                    }
+                    let column = first_column + comptime!((8 * j) as u32);
+                    put_pair::<O>(out, row, column, first, second, job);
+                }
+            }
+        }
+    }
+}
+
+/// Stores the outputs at `column` and after it of a row.
+#[cube]
+pub(super) fn put_pair<O: Size>(
+    out: &mut [Vector<u32, O>],
+    row: usize,
+    column: u32,
+    first: f32,
+    second: f32,
+    #[comptime] job: Job,
+) {
+    let outputs = comptime!(job.outputs() as u32);
+    let written = comptime!(job.written() as u32);
+    let elements = comptime!(job.written() / job.element_outputs());
+    let at = row * elements + column as usize / comptime!(job.element_outputs());
+    if column < written {
+        if comptime!(matches!(job.format, RowFormat::Bf16)) {
+            let first = select(column < outputs, first, 0.0f32);
+            let second = select(column + 1u32 < outputs, second, 0.0f32);
+            out[at] = Vector::<u32, O>::new(bf16_pair(first, second));
+        } else if comptime!(job.element_outputs() == 2) {
+            let mut pair = Vector::<u32, O>::empty();
+            pair.insert(0usize, u32::reinterpret(first));
+            pair.insert(1usize, u32::reinterpret(second));
+            out[at] = pair;
+        } else {
+            out[at] = Vector::<u32, O>::new(u32::reinterpret(first));
+            if column + 1u32 < written {
+                out[at + 1] = Vector::<u32, O>::new(u32::reinterpret(second));
+            }
+        }
+    }
+}

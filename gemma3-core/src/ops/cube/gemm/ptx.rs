@@ -1,0 +1,165 @@
+//! The instructions of NVIDIA's tensor cores that the kernels use, and the copies that feed them.
+//!
+//! Shared memory is addressed by its 32-bit address. Rows of a tile are 64 bf16, 128 bytes, and the eight
+//! chunks of 16 bytes in a row change places with the row's number ([`swizzled`]): so `ldmatrix` meets no bank
+//! conflicts, and it is the order that `wgmma` calls a 128-byte swizzle.
+
+use cubecl::prelude::*;
+
+/// Four words: 16 bytes, eight bf16.
+pub(super) type Chunk = Vector<u32, Const<4>>;
+
+/// The address of a slice in shared memory.
+#[cube]
+pub(super) fn shared_address(slice: &[Chunk]) -> u32 {
+    let pointer = unsafe { slice.as_ptr_unchecked() };
+    let address: u32;
+    gpu_asm!(
+        "{{ .reg .u64 wide; cvta.to.shared.u64 wide, {pointer}; cvt.u32.u64 {address}, wide; }}",
+        address = out(_) address, pointer = in(_) pointer, options(nomem),
+    );
+    address
+}
+
+/// The byte at which chunk `chunk` of row `row` of a tile lies.
+#[cube]
+pub(super) fn swizzled(row: u32, chunk: u32) -> u32 {
+    (row << 7u32) + ((chunk ^ (row & 7u32)) << 4u32)
+}
+
+/// Begins to copy 16 bytes into shared memory, or as many zeros.
+#[cube]
+pub(super) fn copy_chunk(from: &[Chunk], index: usize, to: u32, bytes: u32) {
+    let pointer = unsafe { from[index..index + 1].as_ptr_unchecked() };
+    gpu_asm!(
+        "cp.async.cg.shared.global [{to}], [{from}], 16, {bytes};",
+        to = in(_) to, from = in(_) pointer, bytes = in(_) bytes,
+    );
+}
+
+/// Ends a group of copies.
+#[cube]
+pub(super) fn commit_copies() {
+    gpu_asm!("cp.async.commit_group;");
+}
+
+/// Waits until all but the last `pending` groups of copies of this unit have arrived.
+#[cube]
+pub(super) fn wait_copies(#[comptime] pending: usize) {
+    gpu_asm!("cp.async.wait_group {pending};");
+}
+
+/// Makes this unit's writes to shared memory visible to the asynchronous matrix instructions.
+#[cube]
+pub(super) fn fence_async() {
+    gpu_asm!("fence.proxy.async.shared::cta;");
+}
+
+/// Writes 16 bytes.
+#[cube]
+pub(super) fn store_chunk(to: u32, a: u32, b: u32, c: u32, d: u32) {
+    gpu_asm!(
+        "st.shared.v4.b32 [{to}], {{{a}, {b}, {c}, {d}}};",
+        to = in(_) to, a = in(_) a, b = in(_) b, c = in(_) c, d = in(_) d,
+    );
+}
+
+/// Writes 8 bytes.
+#[cube]
+pub(super) fn store_half_chunk(to: u32, a: u32, b: u32) {
+    gpu_asm!("st.shared.v2.b32 [{to}], {{{a}, {b}}};", to = in(_) to, a = in(_) a, b = in(_) b);
+}
+
+/// Two floats as bf16, rounded to even, the first in the low half.
+#[cube]
+pub(super) fn bf16_pair(low: f32, high: f32) -> u32 {
+    let pair: u32;
+    gpu_asm!(
+        "cvt.rn.bf16x2.f32 {pair}, {high}, {low};",
+        pair = out(_) pair, high = in(_) high, low = in(_) low, options(nomem),
+    );
+    pair
+}
+
+/// Four 8x8 matrices of bf16, whose rows begin at the addresses that the units of a plane give.
+#[cube]
+pub(super) fn load_matrices(address: u32) -> Chunk {
+    let matrices: Chunk;
+    gpu_asm!(
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {matrices}, [{address}];",
+        matrices = out(_) matrices, address = in(_) address,
+    );
+    matrices
+}
+
+/// `c + a b`, of 16x16 and 16x8 matrices.
+#[cube]
+pub(super) fn multiply_add(
+    a: Chunk,
+    b_low: u32,
+    b_high: u32,
+    c: Vector<f32, Const<4>>,
+) -> Vector<f32, Const<4>> {
+    let d: Vector<f32, Const<4>>;
+    gpu_asm!(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {d}, {a}, {{{b_low}, {b_high}}}, {c};",
+        d = out(_) d, a = in(_) a, b_low = in(_) b_low, b_high = in(_) b_high, c = in(_) c, options(nomem),
+    );
+    d
+}
+
+/// `c + a b` of a warpgroup's 64x64 and 64x`n` tiles in shared memory. Each unit has `n / 2` numbers of the
+/// result, the first of its vector; vectors have a power of two of them. Waits for the result.
+#[cube]
+pub(super) fn warpgroup_multiply_add<S: Size>(
+    a: u32,
+    b: u32,
+    c: Vector<f32, S>,
+    #[comptime] n: usize,
+) -> Vector<f32, S> {
+    let registers = S::value();
+    let body = comptime!(warpgroup_instructions(n, registers));
+    let d: Vector<f32, S>;
+    // The operands are numbered in this order in `body`, which names each register of `d` and `c`.
+    gpu_asm!(
+        "// {d} {c} {a} {b}",
+        "{body}",
+        d = out(_) d, c = in(_) c, a = in(_) a, b = in(_) b,
+    );
+    d
+}
+
+/// The text of [`warpgroup_multiply_add`], for vectors of `registers` numbers: four instructions of 16 columns.
+fn warpgroup_instructions(n: usize, registers: usize) -> String {
+    let sums = n / 2;
+    let mut text = vec![
+        "{".into(),
+        format!(".reg .f32 sum<{sums}>;"),
+        ".reg .pred keep;".into(),
+        ".reg .b32 at;".into(),
+        ".reg .b64 a, b;".into(),
+    ];
+    // The registers of a result and of an operand may be the same, so all operands are read first.
+    text.extend((0..sums).map(|i| format!("mov.f32 sum{i}, %{};", registers + i)));
+    text.push("mov.u32 at, 0;".into());
+    text.push("setp.eq.u32 keep, at, 0;".into());
+    text.push("wgmma.fence.sync.aligned;".into());
+    let list = (0..sums).map(|i| format!("sum{i}")).collect::<Vec<_>>().join(", ");
+    for step in 0..4 {
+        // A descriptor is an address in units of 16 bytes, a leading offset of no meaning here, the 1,024
+        // bytes from eight rows to the next eight, and the swizzle of 128 bytes.
+        for (name, operand) in [("a", 2 * registers), ("b", 2 * registers + 1)] {
+            text.push(format!("bfe.u32 at, %{operand}, 4, 14;"));
+            text.push(format!("add.u32 at, at, {};", 0x1_0000 + 2 * step));
+            text.push(format!("mov.b64 {name}, {{at, 0x40000040}};"));
+        }
+        text.push(format!(
+            "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{list}}}, a, b, keep, 1, 1, 0, 0;"
+        ));
+    }
+    text.push("wgmma.commit_group.sync.aligned;".into());
+    text.push("wgmma.wait_group.sync.aligned 0;".into());
+    text.extend((0..sums).map(|i| format!("mov.f32 %{i}, sum{i};")));
+    text.push("}".into());
+    text.join("\n")
+}

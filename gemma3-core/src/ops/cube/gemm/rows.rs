@@ -1,0 +1,269 @@
+//! Activations as the products read them: rows of f32 or bf16, normalized on the way where a norm comes
+//! first. One cube makes a row, from what its units keep in registers.
+
+use std::cmp::min;
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::ptx::bf16_pair;
+use super::tile::DEPTH;
+use crate::ops::cube::matvec::{Input, Machine};
+use crate::ops::cube::packed::Quad;
+use crate::ops::cube::reduce::{Groups, group_sum};
+
+/// How numbers of a row of activations lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RowFormat {
+    /// f32, one row after the other.
+    F32,
+    /// bf16, two in a word; rows are filled with zeros to a multiple of 64 numbers.
+    Bf16,
+}
+
+impl RowFormat {
+    /// Numbers of a row of `cols` in memory, with what it is filled up with.
+    pub const fn width(self, cols: usize) -> usize {
+        match self {
+            Self::F32 => cols,
+            Self::Bf16 => cols.next_multiple_of(DEPTH),
+        }
+    }
+
+    /// Bytes of `rows` rows of `cols` numbers.
+    pub const fn bytes(self, rows: usize, cols: usize) -> usize {
+        match self {
+            Self::F32 => rows * self.width(cols) * 4,
+            Self::Bf16 => rows * self.width(cols) * 2,
+        }
+    }
+}
+
+/// Rows of activations in device memory.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    /// [`RowFormat::bytes`] of them.
+    pub handle: Handle,
+    /// What they are.
+    pub format: RowFormat,
+}
+
+impl Rows {
+    /// Rows of f32, as other kernels write them.
+    pub fn f32(handle: &Handle) -> Self {
+        Self { handle: handle.clone(), format: RowFormat::F32 }
+    }
+
+    /// Memory for rows.
+    pub fn empty(client: &Client, format: RowFormat, rows: usize, cols: usize) -> Self {
+        Self { handle: client.empty(format.bytes(rows, cols)), format }
+    }
+}
+
+/// Writes `input`, f32 \[rows, cols\], as `out`; `cols` is a multiple of 4.
+pub fn write_rows(client: &Client, machine: &Machine, input: Input<'_>, out: &Rows, rows: usize, cols: usize) {
+    if rows == 0 {
+        return;
+    }
+    let quads = cols / 4;
+    let groups = machine.groups(1).cube();
+    let count = CubeCount::Static(rows as u32, 1, 1);
+    let words = out.format.words_of_quad();
+    // SAFETY: the lengths are those that the kernels compute their indices from.
+    let floats = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
+    let written = floats(&out.handle, rows * out.format.width(cols) / 4);
+    match input {
+        Input::Plain { x } | Input::Normed { x, .. } => {
+            let (scale, eps, normed) = match input {
+                Input::Normed { scale, eps, .. } => (scale, eps, true),
+                _ => (x, 0.0, false), // not read
+            };
+            // SAFETY: as above.
+            unsafe {
+                rows_kernel::launch_unchecked(
+                    client,
+                    count,
+                    groups.dim(),
+                    words,
+                    floats(x, rows * quads),
+                    floats(scale, quads),
+                    written,
+                    eps,
+                    quads,
+                    out.format,
+                    normed,
+                    groups,
+                );
+            }
+        }
+        // SAFETY: as above.
+        Input::Residual { x, branch, branch_scale, scale, stream, eps } => unsafe {
+            residual_rows_kernel::launch_unchecked(
+                client,
+                count,
+                groups.dim(),
+                words,
+                floats(x, rows * quads),
+                floats(branch, rows * quads),
+                floats(branch_scale, quads),
+                floats(scale, quads),
+                floats(stream, rows * quads),
+                written,
+                eps,
+                quads,
+                out.format,
+                groups,
+            );
+        },
+    }
+}
+
+impl RowFormat {
+    /// Words that four numbers take.
+    const fn words_of_quad(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// Cube `m` writes row `m` of `x`, or of `rms_norm(x) * scale`.
+#[cube(launch_unchecked)]
+fn rows_kernel<O: Size>(
+    x: &[Quad],
+    scale: &[Quad],
+    out: &mut [Vector<u32, O>],
+    eps: f32,
+    #[comptime] quads: usize,
+    #[comptime] format: RowFormat,
+    #[comptime] normed: bool,
+    #[comptime] groups: Groups,
+) {
+    let share = comptime!((format.width(4 * quads) / 4).div_ceil(groups.cube_units()));
+    let mut values = Array::<Quad>::new(share);
+    read_row(x, &mut values, quads, share, groups);
+    if comptime!(normed) {
+        normalize(&mut values, scale, eps, quads, share, groups);
+    }
+    write_row::<O>(&values, out, quads, share, format, groups);
+}
+
+/// Cube `m` writes row `m` of `rms_norm(h) * scale` and of `h = x + rms_norm(branch) * branch_scale`.
+#[cube(launch_unchecked)]
+fn residual_rows_kernel<O: Size>(
+    x: &[Quad],
+    branch: &[Quad],
+    branch_scale: &[Quad],
+    scale: &[Quad],
+    stream: &mut [Quad],
+    out: &mut [Vector<u32, O>],
+    eps: f32,
+    #[comptime] quads: usize,
+    #[comptime] format: RowFormat,
+    #[comptime] groups: Groups,
+) {
+    let units = comptime!(groups.cube_units());
+    let share = comptime!((format.width(4 * quads) / 4).div_ceil(units));
+    let row = CUBE_POS_X as usize * quads;
+    let mut values = Array::<Quad>::new(share);
+    read_row(branch, &mut values, quads, share, groups);
+    normalize(&mut values, branch_scale, eps, quads, share, groups);
+    #[unroll]
+    for i in 0..share {
+        let at = UNIT_POS as usize + comptime!(i * units);
+        if at < quads {
+            values[i] += x[row + at];
+            stream[row + at] = values[i];
+        }
+    }
+    normalize(&mut values, scale, eps, quads, share, groups);
+    write_row::<O>(&values, out, quads, share, format, groups);
+}
+
+/// A unit's share of its cube's row; zeros beyond the end.
+#[cube]
+fn read_row(
+    x: &[Quad],
+    values: &mut Array<Quad>,
+    #[comptime] quads: usize,
+    #[comptime] share: usize,
+    #[comptime] groups: Groups,
+) {
+    let row = CUBE_POS_X as usize * quads;
+    #[unroll]
+    for i in 0..share {
+        let at = UNIT_POS as usize + comptime!(i * groups.cube_units());
+        let value = x[row + min(at, comptime!(quads - 1))];
+        values[i] = select(at < quads, value, Quad::new(0.0f32));
+    }
+}
+
+/// `values` -> `rms_norm(values) * scale`.
+#[cube]
+fn normalize(
+    values: &mut Array<Quad>,
+    scale: &[Quad],
+    eps: f32,
+    #[comptime] quads: usize,
+    #[comptime] share: usize,
+    #[comptime] groups: Groups,
+) {
+    let inverse = inverse_rms(&*values, eps, quads, share, groups);
+    #[unroll]
+    for i in 0..share {
+        let at = min(UNIT_POS as usize + comptime!(i * groups.cube_units()), comptime!(quads - 1));
+        values[i] = values[i] * Quad::new(inverse) * scale[at];
+    }
+}
+
+/// Writes a unit's share of its cube's row, and of the zeros after it.
+#[cube]
+fn write_row<O: Size>(
+    values: &Array<Quad>,
+    out: &mut [Vector<u32, O>],
+    #[comptime] quads: usize,
+    #[comptime] share: usize,
+    #[comptime] format: RowFormat,
+    #[comptime] groups: Groups,
+) {
+    let written = comptime!(format.width(4 * quads) / 4);
+    #[unroll]
+    for i in 0..share {
+        let at = UNIT_POS as usize + comptime!(i * groups.cube_units());
+        if at < written {
+            let mut words = Vector::<u32, O>::empty();
+            if comptime!(matches!(format, RowFormat::Bf16)) {
+                words.insert(0usize, bf16_pair(values[i].extract(0usize), values[i].extract(1usize)));
+                words.insert(1usize, bf16_pair(values[i].extract(2usize), values[i].extract(3usize)));
+            } else {
+                #[unroll]
+                for j in 0..4usize {
+                    words.insert(j, u32::reinterpret(values[i].extract(j)));
+                }
+            }
+            out[CUBE_POS_X as usize * written + at] = words;
+        }
+    }
+}
+
+/// `1 / sqrt(mean + eps)` of the squares of a row.
+#[cube]
+fn inverse_rms(
+    values: &Array<Quad>,
+    eps: f32,
+    #[comptime] quads: usize,
+    #[comptime] share: usize,
+    #[comptime] groups: Groups,
+) -> f32 {
+    let mut squares = Quad::new(0.0f32);
+    #[unroll]
+    for i in 0..share {
+        squares = fma(values[i], values[i], squares);
+    }
+    let mut sum = Array::<f32>::new(1usize);
+    sum[0] = Vector::vector_sum(squares);
+    group_sum(&mut sum, 1usize, groups);
+    f32::inverse_sqrt(sum[0] * comptime!(0.25 / quads as f32) + eps)
+}

@@ -1,0 +1,207 @@
+use super::*;
+use crate::checkpoint::TensorFormat;
+use crate::ops::cube::matvec::{Input, Machine};
+use crate::ops::cube::testing::*;
+
+/// Sums of f32 in four chains of a quarter of the terms each, each term off by 2^-24; of block formats with
+/// minima, scaled sums cancel to some tenths of their sizes.
+const EXACT: f64 = 2e-5;
+
+/// Both factors of a term are rounded to 8 bits, each off by 2^-9 of its size at most: 2^-8 for the term, and
+/// so for the sum of the terms' sizes. The sums themselves are f32.
+const ROUNDED: f64 = 1.0 / 256.0 + EXACT;
+
+/// What rounding an output to 8 bits adds, of its own size.
+const ROUNDED_OUTPUT: f64 = 1.0 / 512.0;
+
+const EPS: f32 = 1e-6;
+
+fn cols(format: TensorFormat) -> usize {
+    match format {
+        // The last tile of columns is not full.
+        TensorFormat::F32 | TensorFormat::F16 | TensorFormat::BF16 => 156,
+        TensorFormat::Q4_K | TensorFormat::Q5_K | TensorFormat::Q6_K => 256,
+        _ => 160,
+    }
+}
+
+/// What a plan's products are allowed to be off by, and the rows that it takes.
+fn precision(plan: &Plan) -> (f64, RowFormat) {
+    match plan {
+        Plan::Exact { .. } => (EXACT, RowFormat::F32),
+        Plan::Tensor(_) => (ROUNDED, RowFormat::Bf16),
+    }
+}
+
+fn exact_plans() -> Vec<Plan> {
+    [1, 2, 4].into_iter().map(|unit_m| Plan::Exact { unit_m }).collect()
+}
+
+/// The exact plans and those that the device's tensor cores have.
+fn plans(client: &Client) -> Vec<Plan> {
+    let engine = Processor::of(client).engine;
+    let mut plans = exact_plans();
+    if engine.is_some() {
+        let small = Tile::planes(32, 64, 1, 4, 4);
+        plans.extend([small, Tile { splits: 3, ..small }, Tile::planes(128, 128, 2, 4, 3)].map(Plan::Tensor));
+    }
+    if engine == Some(Engine::Warpgroups) {
+        plans.extend([Tile::warpgroups(128, 128, 3), Tile::warpgroups(128, 256, 4)].map(Plan::Tensor));
+    }
+    plans
+}
+
+/// Rows of a format as f32; what bf16 rows are filled up with has to be zeros.
+fn values(client: &Client, rows: &Rows, count: usize, cols: usize) -> Vec<f32> {
+    let words = download(client, &rows.handle);
+    match rows.format {
+        RowFormat::F32 => words,
+        RowFormat::Bf16 => {
+            let width = RowFormat::Bf16.width(cols);
+            let halves = words.iter().flat_map(|word| [word.to_bits() << 16, word.to_bits() & 0xffff_0000]);
+            let halves: Vec<f32> = halves.map(f32::from_bits).collect();
+            assert_eq!(halves.len(), count * width);
+            let rows = halves.chunks_exact(width);
+            assert!(rows.clone().all(|row| row[cols..].iter().all(|filling| *filling == 0.0)));
+            rows.flat_map(|row| row[..cols].to_vec()).collect()
+        }
+    }
+}
+
+fn poisoned_rows(client: &Client, format: RowFormat, rows: usize, cols: usize) -> Rows {
+    Rows { handle: poisoned(client, format.bytes(rows, cols) / 4), format }
+}
+
+/// Random rows of a format and their numbers before rounding.
+fn random_rows(
+    client: &Client,
+    format: RowFormat,
+    rows: usize,
+    cols: usize,
+    random: &mut Random,
+) -> (Rows, Vec<f32>) {
+    let x = random.floats(rows * cols);
+    let out = poisoned_rows(client, format, rows, cols);
+    write_rows(client, &Machine::of(client), Input::Plain { x: &upload(client, &x) }, &out, rows, cols);
+    (out, x)
+}
+
+#[test]
+fn many_rows_are_multiplied_by_every_format() {
+    let Some(client) = client() else { return };
+    for format in TensorFormat::ALL {
+        let cols = cols(format);
+        // A tile and a bit in both directions, and an odd number of outputs.
+        let (rows, outputs) = (70, 67);
+        let mut random = Random::new(40);
+        let (matrix, weights) = random_matrix(&client, format, outputs, cols, &mut random);
+        // Compiling takes most of the time: one exact plan for each format.
+        for plan in plans(&client).into_iter().skip(2) {
+            let (tolerance, from) = precision(&plan);
+            let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
+            let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
+            launch(&client, plan, &x, &matrix, &out, rows, false);
+            let expected = product(&to_f64(&numbers), &weights, cols);
+            let what = format!("{format} {plan:?}");
+            assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
+        }
+    }
+}
+
+#[test]
+fn any_number_of_rows_is_multiplied() {
+    let Some(client) = client() else { return };
+    let (format, outputs, cols) = (TensorFormat::BF16, 40, 64);
+    let mut random = Random::new(41);
+    let (matrix, weights) = random_matrix(&client, format, outputs, cols, &mut random);
+    let processor = Processor::of(&client);
+    for rows in [1, 9, 16, 17, 33, 65] {
+        for precision in [Precision::Exact, Precision::Fast] {
+            let from = processor.row_format(precision);
+            let tolerance = if from == RowFormat::F32 { EXACT } else { ROUNDED };
+            let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
+            let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
+            linear(&client, &processor, &x, &matrix, &out, rows);
+            let expected = product(&to_f64(&numbers), &weights, cols);
+            assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &format!("{rows}"));
+        }
+    }
+}
+
+fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
+#[test]
+fn gates_meet_their_up_projections() {
+    let Some(client) = client() else { return };
+    for format in [TensorFormat::BF16, TensorFormat::Q4_0] {
+        let (rows, outputs, cols) = (35, 37, 160);
+        let mut random = Random::new(42);
+        let (matrix, weights) = random_matrix(&client, format, 2 * outputs, cols, &mut random);
+        for plan in plans(&client) {
+            let (tolerance, from) = precision(&plan);
+            let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
+            let gates = product(&to_f64(&numbers), &weights[..outputs * cols], cols);
+            let ups = product(&to_f64(&numbers), &weights[outputs * cols..], cols);
+            let to = from; // The next product takes such rows.
+            let rounding = if to == RowFormat::F32 { 0.0 } else { ROUNDED_OUTPUT / tolerance };
+            // gelu has a slope of at most 1.13, so that errors of both factors add up with the size of the
+            // other.
+            let expected: Vec<(f64, f64)> = (gates.iter().zip(&ups))
+                .map(|((gate, gate_size), (up, up_size))| {
+                    let value = gelu(*gate) * up;
+                    let size = 1.13 * gate_size * (up.abs() + tolerance * up_size) + gelu(*gate).abs() * up_size;
+                    (value, size + rounding * value.abs() + 1e-3)
+                })
+                .collect();
+            let out = poisoned_rows(&client, to, rows, outputs);
+            launch(&client, plan, &x, &matrix, &out, rows, true);
+            let what = format!("{format} {plan:?}");
+            assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
+        }
+    }
+}
+
+#[test]
+fn rows_are_normalized_on_the_way() {
+    let Some(client) = client() else { return };
+    let machine = Machine::of(&client);
+    let mut formats = vec![(RowFormat::F32, 1e-6)];
+    if Processor::of(&client).engine.is_some() {
+        formats.push((RowFormat::Bf16, 2.0 * ROUNDED_OUTPUT));
+    }
+    for (format, tolerance) in formats {
+        // Less than a quad for each unit, and more.
+        for cols in [36, 1220] {
+            let rows = 3;
+            let mut random = Random::new(43);
+            let (x, branch) = (random.floats(rows * cols), random.floats(rows * cols));
+            let (branch_scale, scale) = (random.floats(cols), random.floats(cols));
+            let sized = |values: Vec<f64>| values.into_iter().map(|value| (value, 4.0)).collect::<Vec<_>>();
+            let (x_at, scale_at) = (upload(&client, &x), upload(&client, &scale));
+
+            let out = poisoned_rows(&client, format, rows, cols);
+            let input = Input::Normed { x: &x_at, scale: &scale_at, eps: EPS };
+            write_rows(&client, &machine, input, &out, rows, cols);
+            let expected = sized(rms_norm(&to_f64(&x), &scale, f64::from(EPS)));
+            assert_close(&values(&client, &out, rows, cols), &expected, tolerance, "normed");
+
+            let (out, stream) = (poisoned_rows(&client, format, rows, cols), poisoned(&client, rows * cols));
+            let input = Input::Residual {
+                x: &x_at,
+                branch: &upload(&client, &branch),
+                branch_scale: &upload(&client, &branch_scale),
+                scale: &scale_at,
+                stream: &stream,
+                eps: EPS,
+            };
+            write_rows(&client, &machine, input, &out, rows, cols);
+            let added = rms_norm(&to_f64(&branch), &branch_scale, f64::from(EPS));
+            let h: Vec<f64> = added.iter().zip(&x).map(|(added, x)| added + f64::from(*x)).collect();
+            let expected = sized(rms_norm(&h, &scale, f64::from(EPS)));
+            assert_close(&values(&client, &out, rows, cols), &expected, tolerance, "residual");
+            assert_close(&download(&client, &stream), &sized(h), 1e-6, "stream");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The command stream of a model.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::backend::DispatchDevice;
+use burn::tensor::{Device, StreamId, Tensor, TensorData};
+use cubecl::bytes::Bytes;
+use cubecl::client::Client;
+use cubecl::prelude::*;
+use cubecl::server::{Handle, ServerError};
+
+/// A client whose commands go to one stream, whatever thread they come from. A recorded step has to be replayed
+/// on the stream that it was recorded on, and what it reads has to be written there; so everything that belongs
+/// to a model goes through its stream.
+#[derive(Clone)]
+pub(crate) struct Stream {
+    client: Client,
+}
+
+/// Streams of threads count from 0; those of models lie beyond, so that few devices' stream pools, which take
+/// the number modulo their size, put both in one place.
+static NEXT_STREAM: AtomicU64 = AtomicU64::new(61);
+
+type ReadBytes = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ServerError>> + Send>>;
+
+/// A buffer on its way to the host.
+pub(crate) struct Reading {
+    bytes: ReadBytes,
+    /// What the future borrows.
+    _client: Arc<Client>,
+}
+
+impl Reading {
+    /// Waits for the words.
+    pub(crate) fn words(self) -> Result<Vec<u32>, ServerError> {
+        let bytes = cubecl::future::block_on(self.bytes)?;
+        Ok(bytes.first().map_or_else(Vec::new, |bytes| u32::from_bytes(bytes).to_vec()))
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Stream").field(&self.client.name()).finish()
+    }
+}
+
+impl Stream {
+    /// A new stream on a device; `None` if it is none of cubecl's.
+    pub(crate) fn open(device: &Device) -> Option<Self> {
+        let DispatchDevice::Cube(device) = device.as_dispatch() else { return None };
+        let mut client = device.client();
+        let value = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the client is ours alone. Buffers made on other streams and used on this one are waited for by
+        // the server, as between threads; nothing else depends on which stream a client names.
+        unsafe { client.set_stream(StreamId { value }) };
+        Some(Self { client })
+    }
+
+    /// The client that speaks to the stream.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Copies numbers to the device.
+    pub(crate) fn upload(&self, values: &[f32]) -> Handle {
+        self.client.create_from_slice(f32::as_bytes(values))
+    }
+
+    /// Copies numbers to the device.
+    pub(crate) fn upload_words(&self, values: &[u32]) -> Handle {
+        self.client.create_from_slice(u32::as_bytes(values))
+    }
+
+    /// Reads numbers back, after everything before them on the stream.
+    pub(crate) fn download(&self, handle: &Handle) -> Result<Vec<f32>, ServerError> {
+        let bytes = self.client.read_one(handle.clone())?;
+        Ok(f32::from_bytes(&bytes).to_vec())
+    }
+
+    /// Starts reading a buffer back as it is after everything before this on the stream, without waiting.
+    pub(crate) fn start_reading(&self, handle: &Handle) -> Reading {
+        let client = Arc::new(self.client.clone());
+        // SAFETY: the client lives on the heap and as long as `Reading`, whose fields are dropped in order: the
+        // future that borrows it first.
+        let borrowed: &'static Client = unsafe { &*Arc::as_ptr(&client) };
+        Reading { bytes: Box::pin(borrowed.read_async(vec![handle.clone()])), _client: client }
+    }
+
+    /// Copies a tensor of burn's, from whatever stream it is on. Through the host: a host application may have
+    /// wrapped the backend (fusion, autodiff), and only data looks the same in all of them.
+    pub(crate) fn upload_tensor<const D: usize>(&self, tensor: Tensor<D>) -> Result<Handle, String> {
+        let data = tensor.try_into_data().map_err(|error| error.to_string())?.convert::<f32>();
+        let values = data.as_slice::<f32>().map_err(|error| format!("{error:?}"))?;
+        Ok(self.upload(values))
+    }
+
+    /// Makes a tensor of burn's from numbers on the stream.
+    pub(crate) fn download_tensor<const D: usize>(
+        &self,
+        handle: &Handle,
+        shape: [usize; D],
+        device: &Device,
+    ) -> Result<Tensor<D>, ServerError> {
+        Ok(Tensor::from_data(TensorData::new(self.download(handle)?, shape), device))
+    }
+
+    /// Waits for everything so far.
+    pub(crate) fn wait(&self) -> Result<(), ServerError> {
+        cubecl::future::block_on(self.client.sync())
+    }
+}
