@@ -299,6 +299,21 @@ impl Gemma3 {
         TextSession::new(self, options)
     }
 
+    /// Runs everything once that generations with these options need, so that a GPU has compiled its kernels
+    /// before the first text asks for them. See [`warm_up`](gemma3_core::generate::warm_up).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`session_with`](Self::session_with) and of generating.
+    pub fn warm_up(
+        &self,
+        session: &SessionOptions,
+        options: &GenerateOptions,
+        progress: &mut dyn FnMut(core_generate::WarmUpProgress),
+    ) -> Result<(), Error> {
+        Ok(core_generate::warm_up(self.model(), session, &self.core_options(options), progress)?)
+    }
+
     /// Continues a text: `<bos>`, the prompt with special tokens read as such (as Hugging Face's `encode`
     /// does), then up to the end.
     ///

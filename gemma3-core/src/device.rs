@@ -1,5 +1,7 @@
 //! Finding a device by name, without the panic that burn has for one that is not there.
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::tensor::{Device, DeviceType};
 
 /// Why there is no such device.
@@ -64,13 +66,27 @@ pub fn open(name: &str) -> Result<Device, DeviceError> {
     let Some(device_type) = device_type(backend) else {
         return Err(DeviceError::NotBuiltIn { name: backend.to_owned(), built_in: built_in() });
     };
+    // Drivers do not like to be looked for by several threads at once: some then find nothing.
+    static LOOKING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = LOOKING.lock().unwrap_or_else(PoisonError::into_inner);
     let found: Vec<Device> = enumerate(device_type);
     let not_found = || DeviceError::NotFound { name: name.to_owned(), found: found.len() };
-    match index {
-        Some(index) => found.get(index).cloned().ok_or_else(not_found),
-        None if found.is_empty() => Err(not_found()),
-        None => Ok(default_of(backend).unwrap_or_else(|| found[0].clone())),
+    let device = match index {
+        Some(index) => found.get(index).cloned().ok_or_else(not_found)?,
+        None if found.is_empty() => return Err(not_found()),
+        None => default_of(backend).unwrap_or_else(|| found[0].clone()),
+    };
+    prepare(&device);
+    Ok(device)
+}
+
+/// Has a GPU's runtime find its device now, while nobody else looks for one.
+fn prepare(device: &Device) {
+    #[cfg(feature = "cube")]
+    if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
+        let _ = device.client();
     }
+    let _ = device;
 }
 
 /// The devices of one backend. burn looks for adapters and drivers here, and a driver that is broken

@@ -9,9 +9,13 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use super::CacheDtype;
-use crate::ops::cube::attention::{CacheFormat, CacheLayout};
+use crate::ops::Visibility;
+use crate::ops::cube::attention::{
+    CacheFormat, CacheLayout, PrefillAttention, PrefillBuffers, PrefillPath, prefill_attention,
+    visible_ranges,
+};
 use crate::ops::cube::copy::{Rectangle, copy, copy_rectangle};
-use crate::ops::cube::stream::Stream;
+use crate::ops::cube::stream::{Stream, waiting};
 
 /// Keys and values of one layer of one sequence.
 #[derive(Debug, Clone)]
@@ -80,7 +84,8 @@ impl DeviceCache {
         let sequences = caches.len();
         let first = caches.first()?;
         let (stream, device, like) = (first.stream.clone(), first.device.clone(), first.layers.clone());
-        let same = |cache: &&mut Self| cache.layers.iter().map(|l| l.layout).eq(like.iter().map(|l| l.layout));
+        let same =
+            |cache: &&mut Self| cache.layers.iter().map(|l| l.layout).eq(like.iter().map(|l| l.layout));
         if !caches.iter().all(same) {
             return None;
         }
@@ -94,7 +99,7 @@ impl DeviceCache {
         for (sequence, cache) in caches.iter().enumerate() {
             for (all, own) in layers.iter().zip(cache.layers.iter()) {
                 for (all, own) in [(&all.keys, &own.keys), (&all.values, &own.values)] {
-                    let quads = own.size() as usize / 16;
+                    let quads = own.size_in_used() as usize / 16;
                     let place = Rectangle { buffer: all, width: quads, row: sequence, column: 0 };
                     copy_rectangle(client, Rectangle { buffer: own, row: 0, ..place }, place, 1, quads);
                 }
@@ -108,7 +113,7 @@ impl DeviceCache {
         let client = self.stream.client();
         for (all, own) in self.layers.iter().zip(cache.own().iter()) {
             for (all, own) in [(&all.keys, &own.keys), (&all.values, &own.values)] {
-                let quads = own.size() as usize / 16;
+                let quads = own.size_in_used() as usize / 16;
                 let place = Rectangle { buffer: all, width: quads, row: sequence, column: 0 };
                 copy_rectangle(client, place, Rectangle { buffer: own, row: 0, ..place }, 1, quads);
             }
@@ -128,7 +133,7 @@ impl DeviceCache {
 }
 
 fn duplicate(client: &Client, buffer: &Handle) -> Handle {
-    let to = client.empty(buffer.size() as usize);
+    let to = client.empty(buffer.size_in_used() as usize);
     copy(client, buffer, &to);
     to
 }
@@ -145,7 +150,7 @@ impl DeviceLayer {
     /// Stores `keys` and `values` \[count, kv_heads * head_dim\] at positions `start..`.
     pub(super) fn write(&self, start: usize, keys: Tensor<2>, values: Tensor<2>) {
         for (buffer, rows) in [(&self.buffers.keys, keys), (&self.buffers.values, values)] {
-            let rows = rows.into_data().convert::<f32>();
+            let rows = waiting(|| rows.into_data()).convert::<f32>();
             let rows = rows.as_slice::<f32>().unwrap_or_default();
             let CacheLayout { kv_heads, slots, head_dim, format, .. } = self.buffers.layout;
             for (index, row) in rows.chunks_exact(kv_heads * head_dim).enumerate() {
@@ -153,7 +158,7 @@ impl DeviceLayer {
                     let bytes = encode(entry, format);
                     let slot = head * slots + (start + index) % slots;
                     let first = (slot * bytes.len()) as u64;
-                    let after = buffer.size() - first - bytes.len() as u64;
+                    let after = buffer.size_in_used() - first - bytes.len() as u64;
                     let place = buffer.clone().offset_start(first).offset_end(after);
                     self.stream.client().write(&place, Bytes::from_elems(bytes));
                 }
@@ -161,14 +166,56 @@ impl DeviceLayer {
         }
     }
 
-    /// All slots of keys and values, each \[kv_heads, slots, head_dim\] in f32.
-    pub(super) fn read(&self) -> [Tensor<3>; 2] {
+    /// Attention of the queries `q` \[tokens, heads * head_dim\], by the exact kernel.
+    pub(super) fn attend(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<2> {
+        let shape = q.dims();
+        let client = self.stream.client();
+        let visible = visible_ranges(visibility.queries(), visibility.window(), visibility.images());
+        let queries = self.stream.upload_tensor(q).unwrap_or_else(|error| failed(&error));
+        let out = client.empty(shape[0] * shape[1] * size_of::<f32>());
+        let buffers = PrefillBuffers {
+            queries: &queries,
+            keys: &self.buffers.keys,
+            values: &self.buffers.values,
+            visible: &self.stream.upload_words(&visible),
+            out: &out,
+        };
+        let attention = PrefillAttention { cache: self.buffers.layout, heads };
+        prefill_attention(client, attention, 0, shape[0], buffers, PrefillPath::Plain);
+        let attended = self.stream.download_tensor(&out, shape, &self.device);
+        attended.unwrap_or_else(|error| failed(&error))
+    }
+
+    /// What [`attend`](Self::attend) weighs the values with, \[heads, tokens, keys\]: computed on the host.
+    pub(super) fn probabilities(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<3> {
         let CacheLayout { kv_heads, slots, head_dim, format, .. } = self.buffers.layout;
-        [&self.buffers.keys, &self.buffers.values].map(|buffer| {
-            let bytes = self.stream.client().read_one(buffer.clone()).unwrap_or_else(|error| failed(&error));
-            let data = TensorData::new(decode(&bytes, format), [kv_heads, slots, head_dim]);
-            Tensor::from_data(data, &self.device)
-        })
+        let bytes = waiting(|| self.stream.client().read_one(self.buffers.keys.clone()));
+        let cached = decode(&bytes.unwrap_or_else(|error| failed(&error)), format);
+        let queries = waiting(|| q.into_data()).convert::<f32>();
+        let queries = queries.as_slice::<f32>().unwrap_or_default();
+        let keys = visibility.keys();
+        let tokens = visibility.queries();
+        let mut all = Vec::with_capacity(heads * tokens.len() * keys.len());
+        for head in 0..heads {
+            let kv_head = head / (heads / kv_heads);
+            for (row, position) in tokens.clone().enumerate() {
+                let query = &queries[(row * heads + head) * head_dim..][..head_dim];
+                let visible = visibility.of(position);
+                let score = |key: usize| {
+                    let entry = &cached[(kv_head * slots + key % slots) * head_dim..][..head_dim];
+                    query.iter().zip(entry).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>()
+                };
+                let scores: Vec<f64> = visible.clone().map(score).collect();
+                let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                all.extend(keys.clone().map(|key| match visible.contains(&key) {
+                    true => (weights[key - visible.start] / sum) as f32,
+                    false => 0.0,
+                }));
+            }
+        }
+        Tensor::from_data(TensorData::new(all, [heads, tokens.len(), keys.len()]), &self.device)
     }
 }
 

@@ -83,10 +83,7 @@ impl LayerView<'_> {
         match self {
             Self::Tensors(layer) => layer.attend(q, heads, visibility),
             #[cfg(feature = "cube")]
-            Self::Device(layer) => {
-                let [keys, values] = layer.read();
-                portable::cached_attention(q, &keys, &values, heads, visibility)
-            }
+            Self::Device(layer) => layer.attend(q, heads, visibility),
         }
     }
 
@@ -95,10 +92,7 @@ impl LayerView<'_> {
         match self {
             Self::Tensors(layer) => layer.probabilities(q, heads, visibility),
             #[cfg(feature = "cube")]
-            Self::Device(layer) => {
-                let rows = 0..q.dims()[0];
-                portable::attention_probabilities(q, &layer.read()[0], heads, visibility, rows)
-            }
+            Self::Device(layer) => layer.probabilities(q, heads, visibility),
         }
     }
 }

@@ -179,7 +179,8 @@ impl KvCache {
         let capacity = options.resolve(config)?;
         let bytes = options.bytes(config)?;
         memory::check_available(bytes, device)?;
-        let layers = layers(&mut config.layer_types.iter().map(|kind| options.slots(*kind, capacity, config)));
+        let layers =
+            layers(&mut config.layer_types.iter().map(|kind| options.slots(*kind, capacity, config)));
         Ok(Self {
             layers,
             len: 0,

@@ -47,14 +47,17 @@ pub(super) fn run(
             break;
         }
         // No active row may run beyond its room.
-        let room = rows.iter().filter(|row| row.is_active()).map(|row| row.session.capacity() - row.session.len());
+        let room =
+            rows.iter().filter(|row| row.is_active()).map(|row| row.session.capacity() - row.session.len());
         let ahead = AHEAD.min(room.min().unwrap_or(0)).max(1);
         while step.ahead() < ahead {
             step.send(&mut together)?;
         }
         let tokens = step.receive()?;
         let under_way = step.ahead();
-        for (index, (row, id)) in rows.iter_mut().zip(tokens).enumerate().filter(|(_, (row, _))| row.is_active()) {
+        for (index, (row, id)) in
+            rows.iter_mut().zip(tokens).enumerate().filter(|(_, (row, _))| row.is_active())
+        {
             let id = id.map_err(|fault| super::gpu::fault_error(fault, row.session))?;
             row.session.cache.advance(1);
             row.session.cache.note_written(under_way);

@@ -17,6 +17,7 @@ mod options;
 mod session;
 mod stepper;
 mod stream;
+mod warm_up;
 
 pub use batch::{Completion, generate_batch, generate_batch_with};
 pub use cancel::CancelHandle;
@@ -25,3 +26,4 @@ pub use options::{FinishReason, GenerateOptions};
 pub use session::{ScoredToken, Session, SessionOptions};
 pub use stepper::Token;
 pub use stream::TokenStream;
+pub use warm_up::{WarmUpProgress, warm_up};

@@ -208,7 +208,10 @@ impl Session {
             let chunk = self.next_chunk(self.cache.chunk());
             let is_last = chunk.end == self.len();
             #[cfg(feature = "cube")]
-            if is_last && chunk.len() == 1 && !self.spans.iter().any(|span| span.range().contains(&chunk.start)) {
+            if is_last
+                && chunk.len() == 1
+                && !self.spans.iter().any(|span| span.range().contains(&chunk.start))
+            {
                 self.logits = self.step_logits(chunk.start)?;
                 if self.logits.is_some() {
                     continue;
@@ -228,7 +231,11 @@ impl Session {
     /// Computes the tokens before `end` that are not yet computed, without logits. Returns `false` if `cancel` was
     /// thrown before the end.
     #[cfg(feature = "cube")]
-    pub(super) fn compute_before(&mut self, end: usize, cancel: &CancelHandle) -> Result<bool, GenerateError> {
+    pub(super) fn compute_before(
+        &mut self,
+        end: usize,
+        cancel: &CancelHandle,
+    ) -> Result<bool, GenerateError> {
         while self.cache.len() < end {
             if cancel.is_cancelled() {
                 return Ok(false);

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Matrix, MatrixError, Quantization, Storage, quantize};
 use crate::checkpoint::{TensorFormat, TensorView};
-use crate::ops::cube::gemm::{self, Plan, Rows};
+use crate::ops::cube::gemm::{self, Output, Plan, Rows};
 use crate::ops::cube::packed::{PackedMatrix, rows};
 use crate::ops::cube::stream::Stream;
 
@@ -47,7 +47,7 @@ impl DeviceMatrix {
         let out = client.empty(count * all * size_of::<f32>());
         let result = self.stream.upload_tensor(x).and_then(|x| {
             let (x, rows) = (Rows::f32(&x), Rows::f32(&out));
-            gemm::launch(client, Plan::Exact { unit_m: 1 }, &x, &self.stack, &rows, count, false);
+            gemm::launch(client, Plan::Exact { unit_m: 1 }, &x, &self.stack, Output::plain(&rows), count);
             let out = self.stream.download_tensor(&out, [count, all], &device);
             out.map_err(|error| error.to_string())
         });

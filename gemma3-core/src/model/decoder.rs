@@ -113,6 +113,15 @@ impl Decoder {
         blocks.chain(ends).map(Matrix::bytes).sum()
     }
 
+    /// Launches of a layer in a decode step, where the decoder runs as launches of our own kernels.
+    pub fn launches_per_block(&self) -> Option<usize> {
+        #[cfg(feature = "cube")]
+        if let Some(gpu) = &self.gpu {
+            return Some(gpu.launches_per_block());
+        }
+        None
+    }
+
     /// The dtype of caches for which none is asked: half precision where attention reads that natively, unless
     /// products are exact.
     pub fn cache_dtype(&self) -> CacheDtype {
@@ -191,7 +200,9 @@ impl Decoder {
             && trace.is_none()
         {
             let rows = self.forward_on_gpu(gpu, segments, logits)?;
-            return Ok(rows.map(|(values, shape)| Tensor::from_data(TensorData::new(values, shape), &self.device)));
+            return Ok(
+                rows.map(|(values, shape)| Tensor::from_data(TensorData::new(values, shape), &self.device))
+            );
         }
         let (x, mut sequences) = self.enter(segments)?;
         trace.record_embeddings(&x);

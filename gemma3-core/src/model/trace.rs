@@ -170,6 +170,10 @@ impl LayerTrace<'_> {
 
 /// Reads a tensor of f32 back to the host.
 pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, super::ForwardError> {
-    let data: TensorData = tensor.try_into_data().map_err(|error| super::ForwardError::device(&error))?;
+    #[cfg(feature = "cube")]
+    let data = crate::ops::cube::stream::waiting(|| tensor.try_into_data());
+    #[cfg(not(feature = "cube"))]
+    let data = tensor.try_into_data();
+    let data: TensorData = data.map_err(|error| super::ForwardError::device(&error))?;
     data.try_into_vec::<f32>().map_err(|error| super::ForwardError::Device { reason: format!("{error:?}") })
 }

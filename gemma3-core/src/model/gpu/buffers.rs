@@ -21,6 +21,8 @@ pub(super) struct Buffers {
     pub(super) attended: Handle,
     /// What joins the residual stream next, \[rows, hidden\].
     pub(super) branch: Handle,
+    /// The stream, normalized, where products don't do that themselves, \[rows, hidden\].
+    pub(super) normed: Handle,
     /// \[rows, intermediate\].
     pub(super) gated: Handle,
     /// Where matrices of one input have different formats: their products, before they lie side by side.
@@ -61,6 +63,7 @@ impl Buffers {
             queries: empty(sizes.attended()),
             attended: empty(sizes.attended()),
             branch: empty(sizes.hidden),
+            normed: empty(sizes.hidden),
             gated: empty(sizes.intermediate),
             apart: apart.then(|| Apart {
                 part: empty(sizes.qkv().max(sizes.intermediate)),
@@ -75,6 +78,10 @@ impl Buffers {
 impl Inputs {
     fn new(client: &Client, sizes: &Sizes, format: RowFormat, rows: usize) -> Self {
         let empty = |cols| Rows::empty(client, format, rows, cols);
-        Self { normed: empty(sizes.hidden), attended: empty(sizes.attended()), gated: empty(sizes.intermediate) }
+        Self {
+            normed: empty(sizes.hidden),
+            attended: empty(sizes.attended()),
+            gated: empty(sizes.intermediate),
+        }
     }
 }

@@ -28,7 +28,10 @@ pub(crate) struct Sequence<'a> {
 pub(crate) enum SequenceInput<'a> {
     Ids(&'a [u32]),
     /// \[tokens, hidden\], and the positions of images.
-    Vectors { values: Vec<f32>, images: Vec<Range<usize>> },
+    Vectors {
+        values: Vec<f32>,
+        images: Vec<Range<usize>>,
+    },
 }
 
 /// The granularity of buffers' rows: passes of similar lengths share them.
@@ -113,7 +116,8 @@ impl GpuDecoder {
         let next = empty(hidden);
         let inputs = (count >= self.many_rows())
             .then(|| Rows::empty(client, self.processor.row_format(self.precision), count, hidden));
-        self.launch_head(&residual.of(&x, &branch, &next), &logits, count, inputs.as_ref());
+        let residual = residual.of(&x, &branch, &next);
+        self.launch_head(&residual, &logits, count, &empty(hidden), inputs.as_ref());
         logits
     }
 
@@ -123,7 +127,7 @@ impl GpuDecoder {
         let bytes = f32::as_bytes(values).to_vec();
         let all = &buffers.stream[0];
         let start = (first_row * width) as u64;
-        let after = all.size() - start - bytes.len() as u64;
+        let after = all.size_in_used() - start - bytes.len() as u64;
         let place = all.clone().offset_start(start).offset_end(after);
         self.stream.client().write(&place, Bytes::from_bytes_vec(bytes));
     }

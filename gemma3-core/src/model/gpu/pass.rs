@@ -8,12 +8,12 @@ use super::{GpuDecoder, Sizes};
 use crate::cache::LayerBuffers;
 use crate::config::LayerType;
 use crate::ops::cube::attention::{
-    Chunk, ChunkHeads, DecodeAttention, DecodeBuffers, Heads, PrefillAttention, PrefillBuffers, PrefillPath,
-    decode_attention, norm_rope_cache, norm_rope_cache_chunk, prefill_attention,
+    Chunk, ChunkHeads, DecodeAttention, DecodeStep, PrefillAttention, PrefillBuffers, PrefillPath,
+    combine_splits, decode_attention, norm_rope_cache_chunk, prefill_attention,
 };
 use crate::ops::cube::copy::{Rectangle, copy_rectangle};
 use crate::ops::cube::gelu::gelu_mul;
-use crate::ops::cube::gemm::{RowFormat, Rows, gated_linear, linear, write_rows};
+use crate::ops::cube::gemm::{Output, RowFormat, Rows, linear, write_rows};
 use crate::ops::cube::matvec::{Input, MAX_BATCH, Tiling, gated, matvec};
 use crate::ops::cube::packed::{PackedMatrix, rows as embed};
 
@@ -50,7 +50,6 @@ pub(super) struct ChunkRows<'a> {
 #[derive(Debug)]
 pub(super) struct Scratch {
     partial: Handle,
-    statistics: Handle,
 }
 
 /// The residual stream between two launches: the sum so far, and the norm of what has not joined it yet.
@@ -90,6 +89,16 @@ impl<'a> Residual<'a> {
 }
 
 impl GpuDecoder {
+    /// Launches of a layer of a step of one sequence: the fused products (one more and a copy where formats
+    /// differ), attention in two, its output, gate and up, down.
+    pub(crate) fn launches_per_block(&self) -> usize {
+        let apart = |parts: usize| if parts > 1 { 2 * parts } else { 1 };
+        let layers = &self.weights.layers;
+        let most =
+            layers.iter().map(|layer| apart(layer.qkv.parts.len()) + apart(layer.gate_up.parts.len())).max();
+        most.unwrap_or(2) + 4
+    }
+
     /// Looks embeddings up: `ids` u32 \[rows\].
     pub(super) fn launch_embedding(&self, ids: &Handle, buffers: &Buffers, rows: usize) {
         let factor = self.sizes.embedding_factor;
@@ -126,12 +135,14 @@ impl GpuDecoder {
         residual
     }
 
-    /// Final norm and head: logits \[rows, vocab\]. `inputs` holds what products of more than a few rows read.
+    /// Final norm and head: logits \[rows, vocab\]. `normed` is scratch of \[rows, hidden\], `inputs` the same in
+    /// the format of products of many rows.
     pub(super) fn launch_head(
         &self,
         residual: &Residual<'_>,
         logits: &Handle,
         rows: usize,
+        normed: &Handle,
         inputs: Option<&Rows>,
     ) {
         let client = self.stream.client();
@@ -139,9 +150,12 @@ impl GpuDecoder {
         match inputs {
             Some(inputs) if rows >= self.many_rows() => {
                 write_rows(client, &self.machine, input, inputs, rows, self.sizes.hidden);
-                linear(client, &self.processor, inputs, head, &Rows::f32(logits), rows);
+                linear(client, &self.processor, inputs, head, Output::plain(&Rows::f32(logits)), rows);
             }
-            _ => matvec(client, input, head, logits, rows, self.tiling(head, rows, 1, true)),
+            _ => {
+                let tiling = self.tiling(head, rows, 1, true);
+                matvec(client, self.fitting(input, tiling, normed, rows), head, logits, rows, tiling);
+            }
         }
     }
 
@@ -196,11 +210,14 @@ impl GpuDecoder {
         }
         match (&layer.gate_up.parts[..], many) {
             ([gate_up], None) => {
-                gated(client, input, gate_up, &buffers.gated, rows, self.tiling(gate_up, rows, 2, true));
+                let tiling = self.tiling(gate_up, rows, 2, true);
+                let input = self.fitting(input, tiling, &buffers.normed, rows);
+                gated(client, input, gate_up, &buffers.gated, rows, tiling);
             }
             ([gate_up], Some(inputs)) => {
-                gated_linear(client, &self.processor, &inputs.normed, gate_up, &inputs.gated, rows);
-                linear(client, &self.processor, &inputs.gated, &layer.down, &Rows::f32(&buffers.branch), rows);
+                linear(client, &self.processor, &inputs.normed, gate_up, Output::gated(&inputs.gated), rows);
+                let branch = Rows::f32(&buffers.branch);
+                linear(client, &self.processor, &inputs.gated, &layer.down, Output::plain(&branch), rows);
                 return;
             }
             _ => {
@@ -244,16 +261,30 @@ impl GpuDecoder {
         let client = self.stream.client();
         match (self.many(buffers, rows), input) {
             (Some(inputs), Input::Plain { x }) if place(inputs).format == RowFormat::F32 => {
-                linear(client, &self.processor, &Rows::f32(x), matrix, &Rows::f32(out), rows);
+                let (x, out) = (Rows::f32(x), Rows::f32(out));
+                linear(client, &self.processor, &x, matrix, Output::plain(&out), rows);
             }
             (Some(inputs), _) => {
-                linear(client, &self.processor, place(inputs), matrix, &Rows::f32(out), rows);
+                let out = Rows::f32(out);
+                linear(client, &self.processor, place(inputs), matrix, Output::plain(&out), rows);
             }
             (None, _) => {
                 let stage = !matches!(input, Input::Plain { .. });
-                matvec(client, input, matrix, out, rows, self.tiling(matrix, rows, 1, stage));
+                let tiling = self.tiling(matrix, rows, 1, stage);
+                let input = self.fitting(input, tiling, &buffers.normed, rows);
+                matvec(client, input, matrix, out, rows, tiling);
             }
         }
+    }
+
+    /// The input, normalized beforehand where it does not fit the shared memory of the product's cubes.
+    fn fitting<'b>(&self, input: Input<'b>, tiling: Tiling, normed: &'b Handle, rows: usize) -> Input<'b> {
+        if tiling.staged || matches!(input, Input::Plain { .. }) {
+            return input;
+        }
+        let to = Rows::f32(normed);
+        write_rows(self.stream.client(), &self.machine, input, &to, rows, self.sizes.hidden);
+        Input::Plain { x: normed }
     }
 
     /// The inputs of products of many rows, if there are many.
@@ -271,7 +302,7 @@ impl GpuDecoder {
     }
 
     fn tiling(&self, matrix: &PackedMatrix, rows: usize, outputs: usize, stage: bool) -> Tiling {
-        Tiling::choose(&self.machine, &matrix.layout, rows, outputs, stage)
+        Tiling::choose(&self.machine, &matrix.layout, rows, outputs, stage, self.precision)
     }
 
     fn frequencies(&self, kind: LayerType) -> &Handle {
@@ -284,55 +315,35 @@ impl GpuDecoder {
     /// One token of each sequence over its cache.
     fn attend_step(&self, layer: &LayerWeights, cache: &LayerBuffers, step: &Step<'_>, buffers: &Buffers) {
         let (client, sizes) = (self.stream.client(), &self.sizes);
-        let heads = Heads {
+        let attention = self.decode_attention(layer, cache);
+        let over = DecodeStep {
             qkv: &buffers.qkv,
             q_scale: &layer.q_norm,
             k_scale: &layer.k_norm,
             inv_freq: self.frequencies(layer.kind),
             positions: step.positions,
-            queries: &buffers.queries,
             keys: &cache.keys,
             values: &cache.values,
+            partial: &step.scratch.partial,
             query_factor: sizes.query_factor,
             eps: sizes.eps,
         };
-        norm_rope_cache(client, heads, sizes.heads, cache.layout, self.machine.groups(1));
-        let over = DecodeBuffers {
-            queries: &buffers.queries,
-            keys: &cache.keys,
-            values: &cache.values,
-            positions: step.positions,
-            partial: &step.scratch.partial,
-            statistics: &step.scratch.statistics,
-            out: &buffers.attended,
-        };
-        decode_attention(client, self.decode_attention(layer, cache), over);
+        decode_attention(client, attention, over);
+        combine_splits(client, attention, &step.scratch.partial, &buffers.attended);
     }
 
     fn decode_attention(&self, layer: &LayerWeights, cache: &LayerBuffers) -> DecodeAttention {
         let Sizes { heads, window, .. } = self.sizes;
         let window = matches!(layer.kind, LayerType::SlidingAttention).then_some(window);
-        let keys = window.unwrap_or(cache.layout.slots).min(cache.layout.slots);
-        DecodeAttention {
-            cache: cache.layout,
-            heads,
-            window,
-            splits: keys.div_ceil(64).clamp(1, 32),
-            keys_at_once: 2,
-            groups: self.machine.groups(1),
-        }
+        DecodeAttention::choose(&self.machine, cache.layout, heads, window)
     }
 
     /// Scratch that is large enough for every layer of a step.
     pub(super) fn scratch(&self, cache: &[LayerBuffers]) -> Scratch {
-        let (mut partial, mut statistics) = (0, 0);
-        for (layer, cache) in self.weights.layers.iter().zip(cache) {
-            let attention = self.decode_attention(layer, cache);
-            partial = partial.max(attention.partial_floats());
-            statistics = statistics.max(attention.statistic_floats());
-        }
-        let empty = |floats: usize| self.stream.client().empty(floats * size_of::<f32>());
-        Scratch { partial: empty(partial), statistics: empty(statistics) }
+        let layers = self.weights.layers.iter().zip(cache);
+        let floats = layers.map(|(layer, cache)| self.decode_attention(layer, cache).partial_floats());
+        let bytes = floats.max().unwrap_or(1) * size_of::<f32>();
+        Scratch { partial: self.stream.client().empty(bytes) }
     }
 
     /// Consecutive tokens of one sequence, which are all rows of the buffers.

@@ -106,7 +106,8 @@ impl DecodeStep {
             _ => Arc::new(SamplingBuffers::new(client, plan)),
         };
         let write = |to: &Handle, words: Vec<u32>| client.write(to, Bytes::from_elems(words));
-        let all = |words: &dyn Fn(&Choice<'_>) -> Vec<u32>| choices.iter().flat_map(words).collect::<Vec<_>>();
+        let all =
+            |words: &dyn Fn(&Choice<'_>) -> Vec<u32>| choices.iter().flat_map(words).collect::<Vec<_>>();
         let parameters = |choice: &Choice<'_>| plan.parameters(choice.options, choice.seed, choice.sequence);
         write(&buffers.parameters, all(&parameters));
         if plan.adjusts {

@@ -19,6 +19,7 @@ use super::pass::{Scratch, Step, Tokens};
 use super::sampled::{SampledSteps, SamplingBuffers};
 use crate::cache::{DeviceCache, LayerBuffers};
 use crate::model::ForwardError;
+use crate::ops::cube::stream::recording;
 
 /// Steps over the cache of one session.
 #[derive(Debug)]
@@ -72,10 +73,6 @@ impl DecodeStep {
 
     pub(super) fn decoder(&self) -> &Arc<GpuDecoder> {
         &self.decoder
-    }
-
-    pub(super) fn buffers(&self) -> &StepBuffers {
-        &self.buffers
     }
 
     /// Computes `token` at `position`, below the cache's capacity, and returns its logits \[vocab\].
@@ -154,7 +151,7 @@ impl Recorded {
         let step = Step { positions: &buffers.positions, cache: layers, scratch: &self.scratch };
         let residual = decoder.launch_layers(&Tokens::Step(step), &buffers.pass, rows);
         let inputs = buffers.pass.inputs.as_ref().map(|inputs| &inputs.normed);
-        decoder.launch_head(&residual, &buffers.logits, rows, inputs);
+        decoder.launch_head(&residual, &buffers.logits, rows, &buffers.pass.normed, inputs);
         if let Some(sampling) = &self.sampling {
             sampling.launch(decoder.stream.client(), buffers);
         }
@@ -175,11 +172,12 @@ impl Recorded {
         }
         decoder.stream.wait()?;
         // Alone on the device: a launch of another thread on this stream would be recorded too.
-        self.graph = client.exclusive(|| {
+        let record = || {
             client.start_capture().ok()?;
             self.launch(decoder, buffers, layers);
             client.stop_capture().ok()
-        })?;
+        };
+        self.graph = recording(|| client.exclusive(record))?;
         Ok(())
     }
 }

@@ -90,7 +90,13 @@ pub(crate) struct Rectangle<'a> {
 }
 
 /// Copies `rows` rows of `quads` quads each from one rectangle to another.
-pub(crate) fn copy_rectangle(client: &Client, from: Rectangle<'_>, to: Rectangle<'_>, rows: usize, quads: usize) {
+pub(crate) fn copy_rectangle(
+    client: &Client,
+    from: Rectangle<'_>,
+    to: Rectangle<'_>,
+    rows: usize,
+    quads: usize,
+) {
     let start = |part: &Rectangle<'_>| (part.row * part.width + part.column) as u32;
     let end = |part: &Rectangle<'_>| (part.row + rows) * part.width;
     // SAFETY: the last index of a rectangle is below the end of its last row.
@@ -123,7 +129,8 @@ fn copy_rectangle_kernel(
     let quad = CUBE_POS_X * UNITS + UNIT_POS_X;
     if quad < quads {
         let row = CUBE_POS_Y;
-        to[(to_start + row * to_width + quad) as usize] = from[(from_start + row * from_width + quad) as usize];
+        to[(to_start + row * to_width + quad) as usize] =
+            from[(from_start + row * from_width + quad) as usize];
     }
 }
 

@@ -1,18 +1,21 @@
-//! Sums over the units of a cube or of a part of it, with plane operations and without.
+//! Sums over the units of a cube or of parts of it, with plane operations and without.
 
 use cubecl::prelude::*;
 
-/// How the units of a cube are divided: groups of planes, each of which works on results of its own.
-/// Cubes have the dimensions `[lanes, planes * groups, 1]`.
+/// How the units of a cube are divided: groups, each of which works on results of its own. A group is some
+/// planes, or a part of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Groups {
     /// Units of a plane; a power of two. Without plane operations any row of units serves as one.
+    pub plane_units: usize,
+    /// Units of a plane that belong to one group; a power of two. Fewer than the plane's only where a group
+    /// has one plane.
     pub lanes: usize,
     /// Planes of a group; a power of two.
     pub planes: usize,
-    /// Groups of a cube.
+    /// Groups of a cube. Cubes are whole planes.
     pub groups: usize,
-    /// Whether the device has plane operations, on planes of exactly `lanes` units.
+    /// Whether the device has plane operations, on planes of exactly `plane_units` units.
     pub plane_operations: bool,
 }
 
@@ -29,25 +32,25 @@ impl Groups {
 
     /// The whole cube as one group.
     pub(crate) const fn cube(&self) -> Self {
-        Self { planes: self.planes * self.groups, groups: 1, ..*self }
+        Self { lanes: self.plane_units, planes: self.cube_units() / self.plane_units, groups: 1, ..*self }
     }
 
     /// The dimensions of a cube.
     pub fn dim(&self) -> CubeDim {
-        CubeDim::new_2d(self.lanes as u32, (self.planes * self.groups) as u32)
+        CubeDim::new_2d(self.plane_units as u32, (self.cube_units() / self.plane_units) as u32)
     }
 }
 
 /// The unit's index in its group.
 #[cube]
 pub(crate) fn unit_of_group(#[comptime] groups: Groups) -> usize {
-    (UNIT_POS_Y as usize % groups.planes) * groups.lanes + UNIT_POS_X as usize
+    UNIT_POS as usize % groups.units()
 }
 
 /// The group's index in its cube.
 #[cube]
 pub(crate) fn group_of_cube(#[comptime] groups: Groups) -> usize {
-    UNIT_POS_Y as usize / groups.planes
+    UNIT_POS as usize / groups.units()
 }
 
 /// Replaces each of the first `count` values by its sum over the group's units, in all of them. Every unit of
@@ -55,9 +58,14 @@ pub(crate) fn group_of_cube(#[comptime] groups: Groups) -> usize {
 #[cube]
 pub(crate) fn group_sum(values: &mut Array<f32>, #[comptime] count: usize, #[comptime] groups: Groups) {
     if comptime!(groups.plane_operations) {
+        // All values take each step together, so that none waits for another's.
         #[unroll]
-        for v in 0..count {
-            values[v] = plane_sum(values[v]);
+        for step in 0..comptime!(groups.lanes.ilog2() as usize) {
+            #[unroll]
+            for v in 0..count {
+                values[v] +=
+                    plane_shuffle_xor(values[v], comptime!((groups.lanes >> (step + 1)) as u32).runtime());
+            }
         }
         if comptime!(groups.planes > 1) {
             sum_over_planes(values, count, groups);
@@ -67,12 +75,41 @@ pub(crate) fn group_sum(values: &mut Array<f32>, #[comptime] count: usize, #[com
     }
 }
 
+/// The sums of `count` values over the units of a plane, a sum in `lanes / count` units side by side each, in the
+/// order of the values; `count` is a power of two and at most `lanes`. Half the values leave a unit in each
+/// step. Needs plane operations; overwrites the values.
+#[cube]
+pub(crate) fn spread_sum(values: &mut Array<f32>, #[comptime] count: usize, #[comptime] lanes: usize) -> f32 {
+    let lane = UNIT_POS as usize % lanes;
+    let steps = comptime!(count.ilog2() as usize);
+    #[unroll]
+    for step in 0..steps {
+        let mask = comptime!(lanes >> (step + 1));
+        let half = comptime!(count >> (step + 1));
+        let upper = (lane & mask) != 0;
+        #[unroll]
+        for v in 0..half {
+            let other = comptime!(v + half);
+            let sent = select(upper, values[v], values[other]);
+            let kept = select(upper, values[other], values[v]);
+            values[v] = kept + plane_shuffle_xor(sent, comptime!(mask as u32).runtime());
+        }
+    }
+    let mut sum = values[0usize];
+    #[unroll]
+    for step in steps..comptime!(lanes.ilog2() as usize) {
+        sum += plane_shuffle_xor(sum, comptime!((lanes >> (step + 1)) as u32).runtime());
+    }
+    sum
+}
+
 #[cube]
 fn sum_over_planes(values: &mut Array<f32>, #[comptime] count: usize, #[comptime] groups: Groups) {
     let planes = comptime!(groups.planes * groups.groups);
     let mut partial = Shared::<[f32]>::new_slice(comptime!(planes * count));
-    let plane = UNIT_POS_Y as usize;
-    if UNIT_POS_X == 0 {
+    let plane = UNIT_POS as usize / groups.lanes;
+    let lane = UNIT_POS as usize % groups.lanes;
+    if lane == 0 {
         #[unroll]
         for v in 0..count {
             partial[plane * count + v] = values[v];
@@ -90,7 +127,6 @@ fn sum_over_planes(values: &mut Array<f32>, #[comptime] count: usize, #[comptime
         values[v] = sum;
     }
 }
-
 /// The path without plane operations: a tree in shared memory, one value after the other.
 #[cube]
 fn sum_by_halves(values: &mut Array<f32>, #[comptime] count: usize, #[comptime] groups: Groups) {

@@ -191,8 +191,9 @@ fn load_row(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::ops::cube::testing::*;
+    use super::{RowNorm, layer_norm, rms_norm, row_groups};
+    use crate::ops::cube::matvec::Machine;
+    use crate::ops::cube::testing::{self, Random, assert_close, client, download, poisoned, to_f64, upload};
 
     #[test]
     fn rows_are_normalized() {
@@ -208,13 +209,14 @@ mod tests {
             let norm =
                 RowNorm { x: &upload(&client, &x), scale: &upload(&client, &scale), out: &out, eps: 1e-6 };
             rms_norm(&client, norm, rows, width, groups);
-            let expected = super::super::testing::rms_norm(&to_f64(&x), &scale, 1e-6);
+            let expected = testing::rms_norm(&to_f64(&x), &scale, 1e-6);
             let expected: Vec<_> = expected.into_iter().map(|y| (y, 2.0)).collect();
             // A few roundings of numbers up to 2.
             assert_close(&download(&client, &out), &expected, 1e-6, "rms_norm");
 
             layer_norm(&client, norm, &upload(&client, &bias), rows, width, groups);
-            let expected: Vec<_> = to_f64(&x).chunks_exact(width).flat_map(|row| layer_norm_of(row, &scale, &bias)).collect();
+            let expected: Vec<_> =
+                to_f64(&x).chunks_exact(width).flat_map(|row| layer_norm_of(row, &scale, &bias)).collect();
             // The mean of numbers around 3 is rounded before it is subtracted, and the rest grows by 1.7.
             assert_close(&download(&client, &out), &expected, 1e-6, "layer_norm");
         }
@@ -226,6 +228,8 @@ mod tests {
         let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
         let inverse = 1.0 / (variance + 1e-6).sqrt();
         let affine = row.iter().zip(scale).zip(bias);
-        affine.map(|((x, scale), bias)| ((x - mean) * inverse * f64::from(*scale) + f64::from(*bias), 4.0)).collect()
+        affine
+            .map(|((x, scale), bias)| ((x - mean) * inverse * f64::from(*scale) + f64::from(*bias), 4.0))
+            .collect()
     }
 }

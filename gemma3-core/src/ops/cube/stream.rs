@@ -3,8 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{Device, StreamId, Tensor, TensorData};
@@ -25,20 +25,47 @@ pub(crate) struct Stream {
 /// the number modulo their size, put both in one place.
 static NEXT_STREAM: AtomicU64 = AtomicU64::new(61);
 
+/// Held for writing while a step is recorded, for reading while a thread waits for a device: CUDA records in a mode
+/// in which waiting fails, in any thread, and spoils the record.
+static RECORDING: RwLock<()> = RwLock::new(());
+
+/// Runs what waits for a device.
+pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
+    let _no_record = RECORDING.read().unwrap_or_else(PoisonError::into_inner);
+    wait()
+}
+
+/// Runs what records; nothing that belongs to this library waits meanwhile.
+pub(crate) fn recording<T>(record: impl FnOnce() -> T) -> T {
+    let _alone = RECORDING.write().unwrap_or_else(PoisonError::into_inner);
+    record()
+}
+
 type ReadBytes = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ServerError>> + Send>>;
 
 /// A buffer on its way to the host.
 pub(crate) struct Reading {
-    bytes: ReadBytes,
+    /// `None` once it has been waited for.
+    bytes: Option<ReadBytes>,
     /// What the future borrows.
     _client: Arc<Client>,
 }
 
 impl Reading {
     /// Waits for the words.
-    pub(crate) fn words(self) -> Result<Vec<u32>, ServerError> {
-        let bytes = cubecl::future::block_on(self.bytes)?;
+    pub(crate) fn words(mut self) -> Result<Vec<u32>, ServerError> {
+        let Some(bytes) = self.bytes.take() else { return Ok(Vec::new()) };
+        let bytes = waiting(|| cubecl::future::block_on(bytes))?;
         Ok(bytes.first().map_or_else(Vec::new, |bytes| u32::from_bytes(bytes).to_vec()))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if let Some(bytes) = self.bytes.take() {
+            // wgpu would reuse the buffer that the copy arrives in while it is still mapped.
+            let _ = waiting(|| cubecl::future::block_on(bytes));
+        }
     }
 }
 
@@ -77,23 +104,23 @@ impl Stream {
 
     /// Reads numbers back, after everything before them on the stream.
     pub(crate) fn download(&self, handle: &Handle) -> Result<Vec<f32>, ServerError> {
-        let bytes = self.client.read_one(handle.clone())?;
+        let bytes = waiting(|| self.client.read_one(handle.clone()))?;
         Ok(f32::from_bytes(&bytes).to_vec())
     }
 
     /// Starts reading a buffer back as it is after everything before this on the stream, without waiting.
     pub(crate) fn start_reading(&self, handle: &Handle) -> Reading {
         let client = Arc::new(self.client.clone());
-        // SAFETY: the client lives on the heap and as long as `Reading`, whose fields are dropped in order: the
-        // future that borrows it first.
+        // SAFETY: the client lives on the heap and as long as `Reading`, which is done with the
+        // future that borrows it before its fields are dropped.
         let borrowed: &'static Client = unsafe { &*Arc::as_ptr(&client) };
-        Reading { bytes: Box::pin(borrowed.read_async(vec![handle.clone()])), _client: client }
+        Reading { bytes: Some(Box::pin(borrowed.read_async(vec![handle.clone()]))), _client: client }
     }
 
     /// Copies a tensor of burn's, from whatever stream it is on. Through the host: a host application may have
     /// wrapped the backend (fusion, autodiff), and only data looks the same in all of them.
     pub(crate) fn upload_tensor<const D: usize>(&self, tensor: Tensor<D>) -> Result<Handle, String> {
-        let data = tensor.try_into_data().map_err(|error| error.to_string())?.convert::<f32>();
+        let data = waiting(|| tensor.try_into_data()).map_err(|error| error.to_string())?.convert::<f32>();
         let values = data.as_slice::<f32>().map_err(|error| format!("{error:?}"))?;
         Ok(self.upload(values))
     }
@@ -110,6 +137,6 @@ impl Stream {
 
     /// Waits for everything so far.
     pub(crate) fn wait(&self) -> Result<(), ServerError> {
-        cubecl::future::block_on(self.client.sync())
+        waiting(|| cubecl::future::block_on(self.client.sync()))
     }
 }

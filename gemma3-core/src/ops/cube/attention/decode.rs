@@ -1,9 +1,11 @@
-//! Attention of one token of each sequence over its cache.
+//! Attention of one token of each sequence over its cache, with the token's own norms, rotation and entry in
+//! the cache.
 //!
 //! The keys are divided among a fixed number of cubes, however many there are, so that the launch doesn't
-//! depend on the position; those beyond the sequence's length have little to do. Each cube handles all query
-//! heads of one head of keys, and leaves a softmax that the second kernel combines with the others': its
-//! largest score, the sum of the exponentials below it, and the values weighted by them.
+//! depend on the position; those beyond the sequence's length have little to do. Each cube prepares the
+//! queries of one head of keys for itself, while its first keys are on their way, and leaves a softmax that is
+//! combined with the others' afterwards ([`combine_splits`](super::combine_splits)). The cube to whose keys the newest
+//! position belongs writes its key and value; nobody reads them from the cache in the same launch.
 
 use std::cmp::min;
 
@@ -12,8 +14,12 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::cache::{CacheLayout, load, slot_start};
+use super::heads::prepare_heads;
+use super::softmax::{combine_groups, gather, update, update_spread};
+use super::splits::LOWEST;
+use crate::ops::cube::matvec::Machine;
 use crate::ops::cube::packed::Quad;
-use crate::ops::cube::reduce::{Groups, group_of_cube, group_sum, unit_of_group};
+use crate::ops::cube::reduce::{Groups, group_of_cube, unit_of_group};
 
 /// The shape of decode attention, a constant of its kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,81 +36,119 @@ pub struct DecodeAttention {
     pub keys_at_once: usize,
     /// The units of a cube: each group takes keys of its own.
     pub groups: Groups,
+    /// Query heads of which the groups' results meet in shared memory at once.
+    pub heads_at_once: usize,
 }
 
-/// Buffers of decode attention.
+/// What the step reads and writes; f32 where nothing else is said.
 #[derive(Debug, Clone, Copy)]
-pub struct DecodeBuffers<'a> {
-    /// Normalized, turned and scaled, f32 \[sequences, heads, head_dim\].
-    pub queries: &'a Handle,
-    /// See [`CacheLayout`]; holds the token itself too.
-    pub keys: &'a Handle,
-    /// As the keys.
-    pub values: &'a Handle,
-    /// Position of each sequence's token, u32 \[sequences\].
+pub struct DecodeStep<'a> {
+    /// Queries, keys and values side by side, \[sequences, (heads + 2 * kv_heads) * head_dim\].
+    pub qkv: &'a Handle,
+    /// Scale of the queries' norm, \[head_dim\].
+    pub q_scale: &'a Handle,
+    /// Scale of the keys' norm, \[head_dim\].
+    pub k_scale: &'a Handle,
+    /// Radians per position, \[head_dim / 2\].
+    pub inv_freq: &'a Handle,
+    /// Position of each sequence's token, u32 \[sequences\]: read on the device, so that a recorded step can
+    /// be replayed. Below 131,072.
     pub positions: &'a Handle,
-    /// Scratch, f32 of [`DecodeAttention::partial_floats`].
+    /// Keys; see [`CacheLayout`]. The token's own is written here.
+    pub keys: &'a Handle,
+    /// Values, as the keys.
+    pub values: &'a Handle,
+    /// Receives the splits' softmaxes, \[sequences, heads, splits, head_dim + 4\]: weighted values, then largest
+    /// score and sum of the exponentials.
     pub partial: &'a Handle,
-    /// Scratch, f32 of [`DecodeAttention::statistic_floats`].
-    pub statistics: &'a Handle,
-    /// Receives f32 \[sequences, heads * head_dim\].
-    pub out: &'a Handle,
+    /// Factor of the queries: `query_pre_attn_scalar^-0.5`.
+    pub query_factor: f32,
+    /// Added to the mean of the squares.
+    pub eps: f32,
 }
 
-/// A score below all others, where a shading language may lack infinity.
-const LOWEST: f32 = -1e30;
+/// Positions beyond are taken for this one: sums of positions have to stay numbers.
+const LAST_POSITION: u32 = 0x00ff_ffff;
 
 impl DecodeAttention {
-    /// Numbers of the scratch for values.
-    pub const fn partial_floats(&self) -> usize {
-        self.cache.sequences * self.heads * self.splits * self.cache.head_dim
+    /// Attention divided for a device.
+    pub fn choose(machine: &Machine, cache: CacheLayout, heads: usize, window: Option<usize>) -> Self {
+        let groups = machine.groups(1);
+        let seen = window.map_or(cache.slots, |window| window.min(cache.slots));
+        let keys_at_once = if machine.plane_operations { 4 } else { 2 };
+        // A cube for each multiprocessor, as far as each has a turn's keys; few sequences of long contexts need
+        // all of them.
+        let cubes = machine.multiprocessors() / (cache.kv_heads * cache.sequences);
+        let splits = (seen / (groups.groups * keys_at_once)).clamp(1, cubes.max(8));
+        let queries = heads / cache.kv_heads;
+        let head_bytes = groups.groups * cache.head_dim * size_of::<f32>();
+        let heads_at_once = if machine.shared_bytes >= 4 * queries * head_bytes { queries } else { 1 };
+        Self { cache, heads, window, splits, keys_at_once, groups, heads_at_once }
     }
 
-    /// Numbers of the scratch for largest scores and sums.
-    pub const fn statistic_floats(&self) -> usize {
-        self.cache.sequences * self.heads * self.splits * 2
+    /// Numbers of the splits' softmaxes.
+    pub const fn partial_floats(&self) -> usize {
+        self.cache.sequences * self.heads * self.splits * (self.cache.head_dim + 4)
     }
 
     /// Query heads that share a head of keys.
-    const fn queries_per_key(&self) -> usize {
+    pub(crate) const fn queries_per_key(&self) -> usize {
         self.heads / self.cache.kv_heads
     }
 
     /// Quads of a head that a unit holds.
-    const fn share(&self) -> usize {
+    pub(crate) const fn share(&self) -> usize {
         (self.cache.head_dim / 4).div_ceil(self.groups.units())
+    }
+
+    /// Whether the units of a group share the scores of a turn among them, instead of all having all.
+    pub(crate) const fn spreads(&self) -> bool {
+        let scores = self.keys_at_once * self.queries_per_key();
+        self.groups.plane_operations
+            && self.groups.lanes == self.groups.plane_units
+            && self.groups.planes == 1
+            && self.keys_at_once.is_power_of_two()
+            && scores.is_power_of_two()
+            && scores <= self.groups.lanes
+    }
+
+    /// Keys of a cube's turn.
+    const fn step(&self) -> usize {
+        self.groups.groups * self.keys_at_once
+    }
+
+    /// Heads in shared memory: first the token's own, then those of each group.
+    const fn shared_heads(&self) -> usize {
+        let own = self.queries_per_key() + 2;
+        let groups = self.groups.groups * self.heads_at_once;
+        if own > groups { own } else { groups }
     }
 }
 
-/// Launches both kernels.
-pub fn decode_attention(client: &Client, attention: DecodeAttention, buffers: DecodeBuffers<'_>) {
+/// Launches the step; what it leaves in `partial` is for [`combine_splits`](super::combine_splits).
+pub fn decode_attention(client: &Client, attention: DecodeAttention, step: DecodeStep<'_>) {
     let CacheLayout { sequences, kv_heads, head_dim, format, .. } = attention.cache;
     let quads = head_dim / 4;
-    let floats = attention.statistic_floats();
-    // SAFETY: the lengths are those of the shapes; the kernels take remainders by the number of slots and
-    // keep to the splits.
+    let all_heads = attention.heads + 2 * kv_heads;
+    // SAFETY: the lengths are those of the shapes; the kernel takes remainders by the number of slots and
+    // keeps to the splits.
     unsafe {
         split_kernel::launch_unchecked(
             client,
             CubeCount::Static(attention.splits as u32, kv_heads as u32, sequences as u32),
             attention.groups.dim(),
             format.quad_words(),
-            BufferArg::from_raw_parts(buffers.queries.clone(), sequences * attention.heads * quads),
-            BufferArg::from_raw_parts(buffers.keys.clone(), attention.cache.quads()),
-            BufferArg::from_raw_parts(buffers.values.clone(), attention.cache.quads()),
-            BufferArg::from_raw_parts(buffers.positions.clone(), sequences),
-            BufferArg::from_raw_parts(buffers.partial.clone(), attention.partial_floats() / 4),
-            BufferArg::from_raw_parts(buffers.statistics.clone(), floats),
+            BufferArg::from_raw_parts(step.qkv.clone(), sequences * all_heads * quads),
+            BufferArg::from_raw_parts(step.q_scale.clone(), quads),
+            BufferArg::from_raw_parts(step.k_scale.clone(), quads),
+            BufferArg::from_raw_parts(step.inv_freq.clone(), quads / 2),
+            BufferArg::from_raw_parts(step.positions.clone(), sequences),
+            BufferArg::from_raw_parts(step.keys.clone(), attention.cache.quads()),
+            BufferArg::from_raw_parts(step.values.clone(), attention.cache.quads()),
+            BufferArg::from_raw_parts(step.partial.clone(), attention.partial_floats() / 4),
+            step.query_factor,
+            step.eps,
             attention,
-        );
-        combine_kernel::launch_unchecked(
-            client,
-            CubeCount::Static(attention.heads as u32, sequences as u32, 1),
-            CubeDim::new_1d(quads as u32),
-            BufferArg::from_raw_parts(buffers.partial.clone(), attention.partial_floats() / 4),
-            BufferArg::from_raw_parts(buffers.statistics.clone(), floats),
-            BufferArg::from_raw_parts(buffers.out.clone(), sequences * attention.heads * quads),
-            attention.splits,
         );
     }
 }
@@ -112,12 +156,16 @@ pub fn decode_attention(client: &Client, attention: DecodeAttention, buffers: De
 /// Cube `[split, kv_head, sequence]`.
 #[cube(launch_unchecked)]
 fn split_kernel<N: Size>(
-    queries: &[Quad],
-    keys: &[Vector<u32, N>],
-    values: &[Vector<u32, N>],
+    qkv: &[Quad],
+    q_scale: &[Quad],
+    k_scale: &[Quad],
+    inv_freq: &[Quad],
     positions: &[u32],
+    keys: &mut [Vector<u32, N>],
+    values: &mut [Vector<u32, N>],
     partial: &mut [Quad],
-    statistics: &mut [f32],
+    query_factor: f32,
+    eps: f32,
     #[comptime] attention: DecodeAttention,
 ) {
     let layout = comptime!(attention.cache);
@@ -127,60 +175,84 @@ fn split_kernel<N: Size>(
     let quads = comptime!(layout.head_dim / 4);
     let at_once = comptime!(attention.keys_at_once);
     let split = CUBE_POS_X as usize;
-    let kv_head = CUBE_POS_Y as usize;
     let sequence = CUBE_POS_Z as usize;
     let unit = unit_of_group(groups);
     let group = group_of_cube(groups);
 
     // The keys of this split: part `split` of those that the token sees.
-    let end_of_all = positions[sequence] as usize + 1;
+    let position = min(positions[sequence], LAST_POSITION);
+    let newest = position as usize;
+    let end_of_all = newest + 1;
     let window = comptime!(match attention.window {
         Some(window) if window < layout.slots => window,
         _ => layout.slots,
     });
     let seen = min(end_of_all, window);
     let per_split = (seen + comptime!(attention.splits - 1)) / comptime!(attention.splits);
-    let first = end_of_all - seen + split * per_split;
-    let end = min(first + per_split, end_of_all);
+    let start = end_of_all - seen + split * per_split;
+    let end = min(start + per_split, end_of_all);
+
+    let mut key_words = Array::<Vector<u32, N>>::new(comptime!(at_once * share));
+    let mut value_words = Array::<Vector<u32, N>>::new(comptime!(at_once * share));
+    fetch_keys::<N>(&*keys, &*values, start, end, &mut key_words, &mut value_words, attention);
+    let mut heads = Shared::<[Quad]>::new_slice(comptime!(attention.shared_heads() * quads));
+    let owner = start <= newest && newest < end;
+    prepare_heads::<N>(
+        qkv,
+        q_scale,
+        k_scale,
+        inv_freq,
+        keys,
+        values,
+        &mut heads,
+        position,
+        owner,
+        query_factor,
+        eps,
+        attention,
+    );
+    sync_cube();
 
     let mut q = Array::<Quad>::new(comptime!(shared_by * share));
-    let mut weighted = Array::<Quad>::new(comptime!(shared_by * share));
+    let mut attended = Array::<Quad>::new(comptime!(shared_by * share));
     let mut largest = Array::<f32>::new(shared_by);
     let mut sums = Array::<f32>::new(shared_by);
-    let head0 = sequence * comptime!(attention.heads) + kv_head * shared_by;
     #[unroll]
     for h in 0..shared_by {
         #[unroll]
         for i in 0..share {
             let at = unit + comptime!(i * groups.units());
-            let loaded = queries[(head0 + h) * quads + min(at, comptime!(quads - 1))];
+            let loaded = heads[comptime!(h * quads) + min(at, comptime!(quads - 1))];
             q[comptime!(h * share + i)] = select(at < quads, loaded, Quad::new(0.0f32));
-            weighted[comptime!(h * share + i)] = Quad::new(0.0f32);
+            attended[comptime!(h * share + i)] = Quad::new(0.0f32);
         }
         largest[h] = LOWEST;
         sums[h] = 0.0f32;
     }
 
-    let step = comptime!(groups.groups * at_once);
-    let mut base = first;
+    let step = comptime!(attention.step());
+    let mut base = start;
     // Every group takes as many turns: sums may need the whole cube.
     while base < end {
         let mut scores = Array::<f32>::new(comptime!(at_once * shared_by));
         let mut v = Array::<Quad>::new(comptime!(at_once * share));
         #[unroll]
         for t in 0..at_once {
-            let key = min(base + group * at_once + t, end - 1);
-            let slot = key % comptime!(layout.slots);
-            let start = slot_start(sequence, kv_head, slot, layout);
+            let is_newest = min(base + group * at_once + t, end - 1) == newest;
             #[unroll]
             for h in 0..shared_by {
                 scores[comptime!(t * shared_by + h)] = 0.0f32;
             }
             #[unroll]
             for i in 0..share {
-                let at = min(unit + comptime!(i * groups.units()), comptime!(quads - 1));
-                let k = load::<N>(keys[start + at], comptime!(layout.format));
-                v[comptime!(t * share + i)] = load::<N>(values[start + at], comptime!(layout.format));
+                let place = comptime!(t * share + i);
+                let mut k = load::<N>(key_words[place], comptime!(layout.format));
+                v[place] = load::<N>(value_words[place], comptime!(layout.format));
+                if is_newest {
+                    let at = min(unit + comptime!(i * groups.units()), comptime!(quads - 1));
+                    k = heads[comptime!(shared_by * quads) + at];
+                    v[place] = heads[comptime!((shared_by + 1) * quads) + at];
+                }
                 #[unroll]
                 for h in 0..shared_by {
                     scores[comptime!(t * shared_by + h)] +=
@@ -188,121 +260,50 @@ fn split_kernel<N: Size>(
                 }
             }
         }
-        group_sum(&mut scores, comptime!(at_once * shared_by), groups);
-        #[unroll]
-        for h in 0..shared_by {
-            let mut highest = largest[h];
-            #[unroll]
-            for t in 0..at_once {
-                let valid = base + group * at_once + t < end;
-                highest = f32::max(highest, select(valid, scores[comptime!(t * shared_by + h)], LOWEST));
-            }
-            let shrink = f32::exp(largest[h] - highest);
-            largest[h] = highest;
-            sums[h] *= shrink;
-            #[unroll]
-            for i in 0..share {
-                weighted[comptime!(h * share + i)] *= Quad::new(shrink);
-            }
-            #[unroll]
-            for t in 0..at_once {
-                let valid = base + group * at_once + t < end;
-                let score = select(valid, scores[comptime!(t * shared_by + h)] - highest, 0.0f32);
-                let weight = select(valid, f32::exp(score), 0.0f32);
-                sums[h] += weight;
-                #[unroll]
-                for i in 0..share {
-                    let at = comptime!(h * share + i);
-                    weighted[at] = fma(Quad::new(weight), v[comptime!(t * share + i)], weighted[at]);
-                }
-            }
+        if base + step < end {
+            fetch_keys::<N>(&*keys, &*values, base + step, end, &mut key_words, &mut value_words, attention);
+        }
+        let first = base + group * at_once;
+        if comptime!(attention.spreads()) {
+            update_spread(&mut scores, &v, &mut attended, &mut largest, &mut sums, first, end, attention);
+        } else {
+            update(&mut scores, &v, &mut attended, &mut largest, &mut sums, first, end, attention);
         }
         base += step;
     }
-    combine_groups(&weighted, &largest, &sums, partial, statistics, head0, attention);
+    if comptime!(attention.spreads()) {
+        gather(&mut largest, &mut sums, attention);
+    }
+    sync_cube(); // The token's own heads have been read.
+    combine_groups(&attended, &largest, &sums, &mut heads, partial, attention);
 }
 
-/// The softmaxes of a cube's groups -> the split's. One head after the other, to need little shared memory.
+/// Loads the words of a turn's keys and values. Nothing here waits. Beyond the end the last key is loaded
+/// again.
 #[cube]
-fn combine_groups(
-    values: &Array<Quad>,
-    largest: &Array<f32>,
-    sums: &Array<f32>,
-    partial: &mut [Quad],
-    statistics: &mut [f32],
-    head0: usize,
+fn fetch_keys<N: Size>(
+    keys: &[Vector<u32, N>],
+    values: &[Vector<u32, N>],
+    base: usize,
+    end: usize,
+    key_words: &mut Array<Vector<u32, N>>,
+    value_words: &mut Array<Vector<u32, N>>,
     #[comptime] attention: DecodeAttention,
 ) {
+    let layout = comptime!(attention.cache);
     let groups = comptime!(attention.groups);
     let share = comptime!(attention.share());
-    let quads = comptime!(attention.cache.head_dim / 4);
     let unit = unit_of_group(groups);
-    let group = group_of_cube(groups);
-    let split = CUBE_POS_X as usize;
-    let mut all_values = Shared::<[Quad]>::new_slice(comptime!(groups.groups * quads));
-    let mut all_largest = Shared::<[f32]>::new_slice(comptime!(groups.groups));
-    let mut all_sums = Shared::<[f32]>::new_slice(comptime!(groups.groups));
+    let first = base + group_of_cube(groups) * comptime!(attention.keys_at_once);
     #[unroll]
-    for h in 0..attention.queries_per_key() {
+    for t in 0..attention.keys_at_once {
+        let slot = min(first + t, end - 1) % comptime!(layout.slots);
+        let slot_at = slot_start(CUBE_POS_Z as usize, CUBE_POS_Y as usize, slot, layout);
         #[unroll]
         for i in 0..share {
-            let at = unit + comptime!(i * groups.units());
-            if at < quads {
-                all_values[group * quads + at] = values[comptime!(h * share + i)];
-            }
+            let at = slot_at + min(unit + comptime!(i * groups.units()), comptime!(layout.head_dim / 4 - 1));
+            key_words[comptime!(t * share + i)] = keys[at];
+            value_words[comptime!(t * share + i)] = values[at];
         }
-        if unit == 0 {
-            all_largest[group] = largest[h];
-            all_sums[group] = sums[h];
-        }
-        sync_cube();
-        let out = (head0 + h) * comptime!(attention.splits) + split;
-        let mut highest = all_largest[0];
-        #[unroll]
-        for g in 1..groups.groups {
-            highest = f32::max(highest, all_largest[g]);
-        }
-        let mut at = UNIT_POS as usize;
-        while at < quads {
-            let mut sum = Quad::new(0.0f32);
-            #[unroll]
-            for g in 0..groups.groups {
-                let weight = f32::exp(all_largest[g] - highest);
-                sum = fma(Quad::new(weight), all_values[comptime!(g * quads) + at], sum);
-            }
-            partial[out * quads + at] = sum;
-            at += comptime!(groups.cube_units());
-        }
-        if UNIT_POS == 0 {
-            let mut sum = 0.0f32;
-            #[unroll]
-            for g in 0..groups.groups {
-                sum += f32::exp(all_largest[g] - highest) * all_sums[g];
-            }
-            statistics[2 * out] = highest;
-            statistics[2 * out + 1] = sum;
-        }
-        sync_cube();
     }
-}
-
-/// Cube `[head, sequence]`, unit `quad`: the splits' softmaxes -> the head's.
-#[cube(launch_unchecked)]
-fn combine_kernel(partial: &[Quad], statistics: &[f32], out: &mut [Quad], #[comptime] splits: usize) {
-    let quads = CUBE_DIM_X as usize;
-    let head = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) as usize;
-    let quad = UNIT_POS_X as usize;
-    let first = head * splits;
-    let mut highest = LOWEST.runtime();
-    for split in 0..splits {
-        highest = f32::max(highest, statistics[2 * (first + split)]);
-    }
-    let mut sum = 0.0f32;
-    let mut values = Quad::new(0.0f32);
-    for split in 0..splits {
-        let weight = f32::exp(statistics[2 * (first + split)] - highest);
-        sum += weight * statistics[2 * (first + split) + 1];
-        values = fma(Quad::new(weight), partial[(first + split) * quads + quad], values);
-    }
-    out[head * quads + quad] = values / Quad::new(sum);
 }

@@ -1,148 +1,115 @@
-//! From the fused projection to attention: queries and keys are normalized and turned, keys and values enter
-//! the cache.
+//! The heads of a token as attention needs them: queries and keys normalized and turned, keys and values in
+//! the numbers of the cache.
 
 use std::cmp::min;
 
-use cubecl::client::Client;
 use cubecl::prelude::*;
-use cubecl::server::Handle;
 
-use super::cache::{CacheLayout, slot_start, store};
+use super::cache::{load, slot_start, store};
+use super::decode::DecodeAttention;
 use super::rotation::cos_sin;
 use crate::ops::cube::packed::Quad;
-use crate::ops::cube::reduce::{Groups, group_sum};
+use crate::ops::cube::reduce::{group_of_cube, group_sum, unit_of_group};
 
-/// What the step reads and writes; f32 where nothing else is said.
-#[derive(Debug, Clone, Copy)]
-pub struct Heads<'a> {
-    /// Queries, keys and values side by side, \[sequences, (heads + 2 * kv_heads) * head_dim\].
-    pub qkv: &'a Handle,
-    /// Scale of the queries' norm, \[head_dim\].
-    pub q_scale: &'a Handle,
-    /// Scale of the keys' norm, \[head_dim\].
-    pub k_scale: &'a Handle,
-    /// Radians per position, \[head_dim / 2\].
-    pub inv_freq: &'a Handle,
-    /// Position of each sequence's token, u32 \[sequences\]: read on the device, so that a recorded step can
-    /// be replayed. Below 131,072.
-    pub positions: &'a Handle,
-    /// Receives the queries, \[sequences, heads, head_dim\].
-    pub queries: &'a Handle,
-    /// Receives the keys in the slots of the positions; see [`CacheLayout`].
-    pub keys: &'a Handle,
-    /// Receives the values.
-    pub values: &'a Handle,
-    /// Factor of the queries: `query_pre_attn_scalar^-0.5`.
-    pub query_factor: f32,
-    /// Added to the mean of the squares.
-    pub eps: f32,
-}
-
-/// Launches the step, a cube of one plane a head. `groups` gives the planes.
-pub fn norm_rope_cache(client: &Client, step: Heads<'_>, heads: usize, cache: CacheLayout, groups: Groups) {
-    let CacheLayout { sequences, kv_heads, head_dim, format, .. } = cache;
-    let all_heads = heads + 2 * kv_heads;
-    let quads = head_dim / 4;
-    let groups = Groups { planes: 1, groups: 1, ..groups };
-    // SAFETY: the lengths are those of the shapes, and slots are below their number by the remainder.
-    unsafe {
-        heads_kernel::launch_unchecked(
-            client,
-            CubeCount::Static(all_heads as u32, sequences as u32, 1),
-            groups.dim(),
-            format.quad_words(),
-            BufferArg::from_raw_parts(step.qkv.clone(), sequences * all_heads * quads),
-            BufferArg::from_raw_parts(step.q_scale.clone(), quads),
-            BufferArg::from_raw_parts(step.k_scale.clone(), quads),
-            BufferArg::from_raw_parts(step.inv_freq.clone(), quads / 2),
-            BufferArg::from_raw_parts(step.positions.clone(), sequences),
-            BufferArg::from_raw_parts(step.queries.clone(), sequences * heads * quads),
-            BufferArg::from_raw_parts(step.keys.clone(), cache.quads()),
-            BufferArg::from_raw_parts(step.values.clone(), cache.quads()),
-            step.query_factor,
-            step.eps,
-            heads,
-            cache,
-            groups,
-        );
-    }
-}
-
-/// Cube `[head, sequence]`. A unit holds quads of the first half of the head and those of the second that
-/// they turn with.
-#[cube(launch_unchecked)]
-fn heads_kernel<N: Size>(
+/// Prepares the token's heads that belong to one head of keys, each by a group of units, and leaves them in
+/// `heads`, \[queries + 2, head_dim\]: the queries, the key, the value. Key and value are rounded as the
+/// cache holds them; where `owner`, they are written there. The cube still has to wait for its units.
+///
+/// A unit holds quads of the first half of a head and those of the second that they turn with.
+#[cube]
+pub(crate) fn prepare_heads<N: Size>(
     qkv: &[Quad],
     q_scale: &[Quad],
     k_scale: &[Quad],
     inv_freq: &[Quad],
-    positions: &[u32],
-    queries: &mut [Quad],
     keys: &mut [Vector<u32, N>],
     values: &mut [Vector<u32, N>],
+    heads: &mut [Quad],
+    position: u32,
+    owner: bool,
     query_factor: f32,
     eps: f32,
-    #[comptime] heads: usize,
-    #[comptime] layout: CacheLayout,
-    #[comptime] groups: Groups,
+    #[comptime] attention: DecodeAttention,
 ) {
-    let kv_heads = comptime!(layout.kv_heads);
+    let layout = comptime!(attention.cache);
+    let groups = comptime!(attention.groups);
+    let queries = comptime!(attention.queries_per_key());
+    let tasks = comptime!(queries + 2);
     let half = comptime!(layout.head_dim / 8);
     let share = comptime!(half.div_ceil(groups.units()));
-    let head = CUBE_POS_X as usize;
-    let sequence = CUBE_POS_Y as usize;
-    let unit = UNIT_POS_X as usize;
-    let position = positions[sequence];
+    let kv_head = CUBE_POS_Y as usize;
+    let sequence = CUBE_POS_Z as usize;
+    let unit = unit_of_group(groups);
     let slot = (position % comptime!(layout.slots as u32)) as usize;
-    let start = (sequence * comptime!(heads + 2 * kv_heads) + head) * comptime!(2 * half);
-
-    let mut first = Array::<Quad>::new(share);
-    let mut second = Array::<Quad>::new(share);
-    let mut squares = Array::<f32>::new(1usize);
-    squares[0] = 0.0f32;
+    let slot_at = slot_start(sequence, kv_head, slot, layout);
+    let first_head = sequence * comptime!(attention.heads + 2 * layout.kv_heads);
     #[unroll]
-    for i in 0..share {
-        let at = min(unit + comptime!(i * groups.units()), comptime!(half - 1));
-        first[i] = qkv[start + at];
-        second[i] = qkv[start + half + at];
-        let sum = Vector::vector_sum(fma(first[i], first[i], second[i] * second[i]));
-        squares[0] += select(unit + comptime!(i * groups.units()) < half, sum, 0.0f32);
-    }
-    group_sum(&mut squares, 1usize, groups);
-    let inverse = f32::inverse_sqrt(squares[0] * comptime!(1.0 / layout.head_dim as f32) + eps);
+    for turn in 0..comptime!(tasks.div_ceil(groups.groups)) {
+        let task = group_of_cube(groups) + comptime!(turn * groups.groups);
+        let is_query = task < queries;
+        let is_value = task > queries;
+        let query = kv_head * queries + min(task, comptime!(queries - 1));
+        let other = comptime!(attention.heads) + kv_head;
+        let other = select(is_value, other + comptime!(layout.kv_heads), other);
+        let start = (first_head + select(is_query, query, other)) * comptime!(2 * half);
 
-    #[unroll]
-    for i in 0..share {
-        let at = unit + comptime!(i * groups.units());
-        if at < half {
-            if head >= comptime!(heads + kv_heads) {
-                let start = slot_start(sequence, head - comptime!(heads + kv_heads), slot, layout);
-                values[start + at] = store::<N>(first[i], comptime!(layout.format));
-                values[start + half + at] = store::<N>(second[i], comptime!(layout.format));
-            } else {
-                let is_query = head < heads;
-                let a = first[i] * Quad::new(inverse) * select(is_query, q_scale[at], k_scale[at]);
-                let b =
-                    second[i] * Quad::new(inverse) * select(is_query, q_scale[half + at], k_scale[half + at]);
-                let frequencies = inv_freq[at];
-                let mut cosines = Quad::empty();
-                let mut sines = Quad::empty();
-                #[unroll]
-                for j in 0..4usize {
-                    let (cos, sin) = cos_sin(f32::cast_from(position) * frequencies.extract(j));
-                    cosines.insert(j, cos);
-                    sines.insert(j, sin);
-                }
-                let turned_a = a * cosines - b * sines;
-                let turned_b = b * cosines + a * sines;
-                if is_query {
-                    let start = (sequence * heads + head) * comptime!(2 * half);
-                    queries[start + at] = turned_a * Quad::new(query_factor);
-                    queries[start + half + at] = turned_b * Quad::new(query_factor);
+        let mut first = Array::<Quad>::new(share);
+        let mut second = Array::<Quad>::new(share);
+        let mut squares = Array::<f32>::new(1usize);
+        squares[0] = 0.0f32;
+        #[unroll]
+        for i in 0..share {
+            let at = min(unit + comptime!(i * groups.units()), comptime!(half - 1));
+            first[i] = qkv[start + at];
+            second[i] = qkv[start + half + at];
+            let sum = Vector::vector_sum(fma(first[i], first[i], second[i] * second[i]));
+            squares[0] += select(unit + comptime!(i * groups.units()) < half, sum, 0.0f32);
+        }
+        group_sum(&mut squares, 1usize, groups);
+        let inverse = f32::inverse_sqrt(squares[0] * comptime!(1.0 / layout.head_dim as f32) + eps);
+        #[unroll]
+        for i in 0..share {
+            let at = unit + comptime!(i * groups.units());
+            if at < half && task < tasks {
+                let out = task * comptime!(2 * half) + at;
+                if is_value {
+                    let a = store::<N>(first[i], comptime!(layout.format));
+                    let b = store::<N>(second[i], comptime!(layout.format));
+                    heads[out] = load::<N>(a, comptime!(layout.format));
+                    heads[out + half] = load::<N>(b, comptime!(layout.format));
+                    if owner {
+                        values[slot_at + at] = a;
+                        values[slot_at + half + at] = b;
+                    }
                 } else {
-                    let start = slot_start(sequence, head - heads, slot, layout);
-                    keys[start + at] = store::<N>(turned_a, comptime!(layout.format));
-                    keys[start + half + at] = store::<N>(turned_b, comptime!(layout.format));
+                    let a_scale = select(is_query, q_scale[at], k_scale[at]);
+                    let b_scale = select(is_query, q_scale[half + at], k_scale[half + at]);
+                    let a = first[i] * Quad::new(inverse) * a_scale;
+                    let b = second[i] * Quad::new(inverse) * b_scale;
+                    let frequencies = inv_freq[at];
+                    let mut cosines = Quad::empty();
+                    let mut sines = Quad::empty();
+                    #[unroll]
+                    for j in 0..4usize {
+                        let (cos, sin) = cos_sin(f32::cast_from(position) * frequencies.extract(j));
+                        cosines.insert(j, cos);
+                        sines.insert(j, sin);
+                    }
+                    let turned_a = a * cosines - b * sines;
+                    let turned_b = b * cosines + a * sines;
+                    if is_query {
+                        heads[out] = turned_a * Quad::new(query_factor);
+                        heads[out + half] = turned_b * Quad::new(query_factor);
+                    } else {
+                        let a = store::<N>(turned_a, comptime!(layout.format));
+                        let b = store::<N>(turned_b, comptime!(layout.format));
+                        heads[out] = load::<N>(a, comptime!(layout.format));
+                        heads[out + half] = load::<N>(b, comptime!(layout.format));
+                        if owner {
+                            keys[slot_at + at] = a;
+                            keys[slot_at + half + at] = b;
+                        }
+                    }
                 }
             }
         }

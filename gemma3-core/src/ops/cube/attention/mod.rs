@@ -1,19 +1,32 @@
 //! Attention, from the fused projection of queries, keys and values to the attended values.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `cache` | the KV cache and the numbers in it |
+//! | `rotation` | sine and cosine of rotary embeddings |
+//! | `heads` | a decode step's own heads: norm, rotation, their place in the cache |
+//! | `decode` | one token over a part of the keys |
+//! | `softmax` | a running softmax of a group of units, and of a cube |
+//! | `splits` | the parts become one softmax |
+//! | `prefill` | many tokens of a sequence over its cache |
+//! | `full` | every position of an image over all others |
 
 mod cache;
 mod decode;
+#[allow(dead_code, reason = "kernels of the image encoder, which does not call them yet")]
 mod full;
 mod heads;
 mod prefill;
 mod rotation;
+mod softmax;
+mod splits;
 #[cfg(test)]
 mod tests;
 
 pub use cache::{CacheFormat, CacheLayout};
-pub use decode::{DecodeAttention, DecodeBuffers, decode_attention};
-pub use full::{FullAttention, FullBuffers, full_attention};
-pub use heads::{Heads, norm_rope_cache};
+pub use decode::{DecodeAttention, DecodeStep, decode_attention};
 pub use prefill::{
-    Chunk, ChunkHeads, PrefillAttention, PrefillBuffers, PrefillPath, TensorTile, norm_rope_cache_chunk,
+    Chunk, ChunkHeads, PrefillAttention, PrefillBuffers, PrefillPath, norm_rope_cache_chunk,
     prefill_attention, visible_ranges,
 };
+pub use splits::combine_splits;

@@ -2,12 +2,12 @@
 
 use cubecl::prelude::*;
 
-use super::ptx::bf16_pair;
+use super::ptx::{Copies, MAX_COPIES, bf16_pair};
 use super::rows::RowFormat;
-use super::tile::{DEPTH, Tile};
+use super::tile::{DEPTH, Engine, ROW_CHUNKS, Tile};
+use crate::checkpoint::TensorFormat;
 use crate::ops::cube::matvec::gelu_tanh;
 use crate::ops::cube::packed::{Layout, Quad, side_words_of_item};
-use crate::checkpoint::TensorFormat;
 
 /// A product, as a constant of its kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +48,21 @@ impl Job {
         matches!(self.layout.format, TensorFormat::BF16)
     }
 
+    /// The copies that run while warpgroups multiply, if they do: of whole tiles.
+    pub const fn copies(&self) -> Option<Copies> {
+        let units = self.tile.units();
+        let input = self.tile.m * ROW_CHUNKS / units;
+        let weights = (self.tile.n * ROW_CHUNKS).div_ceil(units);
+        let whole =
+            self.copies_weights() && self.layout.cols.is_multiple_of(DEPTH) && input + weights <= MAX_COPIES;
+        if self.tile.overlapped && matches!(self.tile.engine, Engine::Warpgroups) && whole {
+            let partial = !(self.tile.n * ROW_CHUNKS).is_multiple_of(units);
+            Some(Copies { input, weights, partial, stride: units / ROW_CHUNKS * 2 * DEPTH })
+        } else {
+            None
+        }
+    }
+
     /// Items of 16 bytes of packed weights in a row of a tile.
     pub const fn tile_items(&self) -> usize {
         DEPTH / (4 * self.layout.weights_per_word())
@@ -85,12 +100,13 @@ impl Job {
     }
 }
 
-/// Stores a unit's sums. Those of a 16x8 tile are of two neighbouring columns in a row and in the eighth row
+/// Stores a unit's sums, from row `first` of `out` on. Those of a 16x8 tile are of two neighbouring columns in a row and in the eighth row
 /// after it.
 #[cube]
 pub(super) fn store<O: Size>(
     sums: &Array<Quad>,
     out: &mut [Vector<u32, O>],
+    first: u32,
     rows: u32,
     #[comptime] job: Job,
 ) {
@@ -112,8 +128,7 @@ pub(super) fn store<O: Size>(
         for half in 0..2usize {
             let row = first_row + comptime!((16 * i + 8 * half) as u32);
             if row < rows {
-                // Parts of the sums lie one after the other, each like the outputs.
-                let row = (CUBE_POS_Z * rows + row) as usize;
+                let row = (first + row) as usize;
                 #[unroll]
                 for j in 0..made {
                     let quad = sums[comptime!(i * plane_n + j)];

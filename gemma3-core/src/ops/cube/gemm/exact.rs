@@ -8,7 +8,7 @@ use std::cmp::min;
 
 use cubecl::prelude::*;
 
-use super::tensor::weights_of;
+use super::staging::weights_of;
 use crate::ops::cube::matvec::gelu_tanh;
 use crate::ops::cube::packed::{Layout, Quad, fetch_side, side_words_of_item};
 
@@ -120,8 +120,7 @@ fn stage_input(x: &[Quad], to: &mut [Quad], depth: usize, rows: u32, #[comptime]
     while row < comptime!(SIDE * job.unit_m) {
         let source = min(CUBE_POS_X as usize * comptime!(SIDE * job.unit_m) + row, rows as usize - 1);
         let value = x[source * quads + min(at, comptime!(quads - 1))];
-        to[row * QUADS + (q ^ (row & comptime!(QUADS - 1)))] =
-            select(at < quads, value, Quad::new(0.0f32));
+        to[row * QUADS + (q ^ (row & comptime!(QUADS - 1)))] = select(at < quads, value, Quad::new(0.0f32));
         row += comptime!(SIDE * SIDE / QUADS);
     }
 }
@@ -152,10 +151,9 @@ fn stage_weights(
         fetch_side::<Const<4>>(side, source, item, &mut sides, 0usize, layout);
         #[unroll]
         for q in 0..quads {
-            let w = weights_of(words, &sides, item, q, 0usize, layout);
+            let w = weights_of(words, &sides, item, q, 0usize, layout, false);
             let place = at % each * quads + q;
-            to[row * QUADS + (place ^ (row & comptime!(QUADS - 1)))] =
-                select(inside, w, Quad::new(0.0f32));
+            to[row * QUADS + (place ^ (row & comptime!(QUADS - 1)))] = select(inside, w, Quad::new(0.0f32));
         }
         at += comptime!(SIDE * SIDE);
     }

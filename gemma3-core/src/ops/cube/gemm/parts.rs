@@ -12,7 +12,12 @@ pub(super) const UNITS: u32 = 128;
 
 /// Unit `[pair, row]` makes two outputs of a row from `parts` \[splits, rows, layout.rows\].
 #[cube(launch_unchecked)]
-pub(super) fn parts_kernel<O: Size>(parts: &[f32], out: &mut [Vector<u32, O>], rows: u32, #[comptime] job: Job) {
+pub(super) fn parts_kernel<O: Size>(
+    parts: &[f32],
+    out: &mut [Vector<u32, O>],
+    rows: u32,
+    #[comptime] job: Job,
+) {
     let column = ABSOLUTE_POS_X * 2u32;
     let row = CUBE_POS_Y;
     if column < comptime!(job.written() as u32) {

@@ -4,7 +4,8 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::rows::RowFormat;
-use super::tile::{Engine, Tile};
+use super::tile::{DEPTH, Engine, Tile};
+use crate::checkpoint::TensorFormat;
 use crate::ops::Precision;
 use crate::ops::cube::packed::Layout;
 
@@ -31,6 +32,8 @@ pub struct Processor {
     pub multiprocessors: usize,
 }
 
+/// The most rows of input that are one tile of planes, so that weights are read once.
+const SMALL: usize = 64;
 /// Multiprocessors of a device that doesn't say.
 const DEFAULT_MULTIPROCESSORS: usize = 64;
 
@@ -73,24 +76,57 @@ impl Processor {
         }
     }
 
-    fn tile(&self, engine: Engine, layout: &Layout, rows: usize, _gated: bool) -> Tile {
-        if rows <= 64 {
+    fn tile(&self, engine: Engine, layout: &Layout, rows: usize, gated: bool) -> Tile {
+        if rows <= SMALL {
             let m = rows.next_multiple_of(16).next_power_of_two();
-            let tile = Tile::planes(m, 64, 1, 4, 4);
-            return self.filled(tile, layout, rows, 2);
+            return self.filled(Tile::planes(m, 64, 1, 4, 4), layout, rows, 2);
         }
         match engine {
             Engine::Planes => self.filled(Tile::planes(128, 128, 2, 4, 3), layout, rows, 1),
-            Engine::Warpgroups => {
-                let wide = Tile::warpgroups(128, 256, 4);
-                let tile = if self.cubes(&wide, layout, rows) >= self.multiprocessors {
-                    wide
-                } else {
-                    Tile::warpgroups(128, 128, 3)
-                };
-                self.filled(tile, layout, rows, 1)
+            Engine::Warpgroups => self.warpgroups(layout, rows, gated),
+        }
+    }
+
+    /// The tile of warpgroups that takes the fewest cycles by [`cycles`](Self::cycles).
+    fn warpgroups(&self, layout: &Layout, rows: usize, gated: bool) -> Tile {
+        // While packed weights become bf16, another cube has to multiply: two of them have to fit.
+        let (widest, most_stages) = if layout.format == TensorFormat::BF16 { (256, 4) } else { (128, 3) };
+        let mut best = (u64::MAX, Tile::warpgroups(128, 128, 3));
+        for n in (64..=widest).rev().step_by(16) {
+            for splits in 1..=4 {
+                let stages =
+                    (self.shared_bytes / Tile::warpgroups(128, n, 1).shared_bytes()).clamp(2, most_stages);
+                let tile = Tile::warpgroups(128, n, stages).overlapped().split(splits, layout);
+                if tile.splits > 1 && layout.cols < 512 * tile.splits {
+                    continue;
+                }
+                let cycles = self.cycles(&tile, layout, rows, gated);
+                if cycles < best.0 {
+                    best = (cycles, tile);
+                }
             }
         }
+        best.1
+    }
+
+    /// About how long a product takes: rounds of cubes, one on each multiprocessor, and adding up the parts.
+    fn cycles(&self, tile: &Tile, layout: &Layout, rows: usize, gated: bool) -> u64 {
+        let rounds = (self.cubes(tile, layout, rows) * tile.splits).div_ceil(self.multiprocessors);
+        let depth = layout.cols.div_ceil(DEPTH * tile.splits);
+        // 16 columns of a tile take 8 warpgroup instructions of `n / 2` cycles for both groups; narrow tiles
+        // wait for shared memory. Between tiles all wait for each other.
+        let step = (4 * tile.n).max(400) + 100;
+        let cubes = rounds * (depth * step + 2500);
+        let parts = if tile.splits > 1 {
+            // Parts are written and read at about 1,500 bytes a cycle, by a launch of its own.
+            let words = rows * layout.rows * 2 * tile.splits;
+            words * 4 / 1500 + 5000
+        } else {
+            0
+        };
+        // The gate and its up projection are outputs of half the width.
+        let outputs = if gated { rows * layout.rows / 2 } else { rows * layout.rows };
+        (cubes + parts + outputs * 2 / 1500) as u64
     }
 
     fn cubes(&self, tile: &Tile, layout: &Layout, rows: usize) -> usize {
@@ -98,11 +134,64 @@ impl Processor {
     }
 
     /// Divides the columns until each multiprocessor has about `each` cubes, as long as a part is of at least
-    /// eight tiles.
+    /// four tiles.
     fn filled(&self, tile: Tile, layout: &Layout, rows: usize, each: usize) -> Tile {
         let cubes = self.cubes(&tile, layout, rows);
-        let most = (layout.cols / 512).max(1);
+        let most = (layout.cols / (4 * DEPTH)).max(1);
         let splits = (self.multiprocessors * each / cubes).clamp(1, most);
         tile.split(splits, layout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hopper() -> Processor {
+        Processor { engine: Some(Engine::Warpgroups), shared_bytes: 232_448, multiprocessors: 132 }
+    }
+
+    #[test]
+    fn every_plan_fits_the_device() {
+        for format in TensorFormat::ALL {
+            for (rows, cols) in [(1152, 6912), (13824, 1280), (262_144, 256), (4304, 1024)] {
+                let layout = Layout::new(format, rows, cols).unwrap();
+                for count in [1, 9, 33, 64, 65, 512, 2048, 5000] {
+                    for engine in [Engine::Planes, Engine::Warpgroups] {
+                        let processor = Processor { engine: Some(engine), ..hopper() };
+                        let Plan::Tensor(tile) = processor.plan(&layout, RowFormat::Bf16, count, true) else {
+                            panic!("there are tensor cores");
+                        };
+                        assert!(tile.shared_bytes() <= processor.shared_bytes, "{tile:?}");
+                        assert!(tile.stages >= 2 && tile.splits >= 1, "{tile:?}");
+                        assert_eq!(tile.m % (16 * tile.planes_m), 0, "{tile:?}");
+                        assert_eq!(tile.n % (16 * tile.planes_n), 0, "{tile:?}");
+                        // No part of the columns is empty.
+                        let tiles = cols.div_ceil(DEPTH);
+                        assert!((tile.splits - 1) * tiles.div_ceil(tile.splits) < tiles, "{tile:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_narrow_product_fills_the_device() {
+        // The down projections of the 1B and the 4B at 2,048 tokens: 128 and 256 tiles for 132 processors.
+        for (rows, cols, n) in [(1152, 6912, 144), (2560, 10240, 160)] {
+            let layout = Layout::new(TensorFormat::BF16, rows, cols).unwrap();
+            let Plan::Tensor(tile) = hopper().plan(&layout, RowFormat::Bf16, 2048, false) else {
+                panic!("there are tensor cores");
+            };
+            assert_eq!((tile.n, tile.splits), (n, 1));
+        }
+    }
+
+    #[test]
+    fn without_tensor_cores_plans_are_exact() {
+        let processor = Processor { engine: None, ..hopper() };
+        let layout = Layout::new(TensorFormat::BF16, 64, 64).unwrap();
+        assert_eq!(processor.row_format(Precision::Fast), RowFormat::F32);
+        assert_eq!(processor.plan(&layout, RowFormat::F32, 40, false), Plan::Exact { unit_m: 4 });
     }
 }

@@ -1,5 +1,7 @@
 //! The instructions of NVIDIA's tensor cores that the kernels use, and the copies that feed them.
 //!
+//! They are expanded for CUDA only; [`Processor`](super::Processor) says where.
+//!
 //! Shared memory is addressed by its 32-bit address. Rows of a tile are 64 bf16, 128 bytes, and the eight
 //! chunks of 16 bytes in a row change places with the row's number ([`swizzled`]): so `ldmatrix` meets no bank
 //! conflicts, and it is the order that `wgmma` calls a 128-byte swizzle.
@@ -12,6 +14,7 @@ pub(super) type Chunk = Vector<u32, Const<4>>;
 /// The address of a slice in shared memory.
 #[cube]
 pub(super) fn shared_address(slice: &[Chunk]) -> u32 {
+    // SAFETY: only the address is taken.
     let pointer = unsafe { slice.as_ptr_unchecked() };
     let address: u32;
     gpu_asm!(
@@ -30,6 +33,7 @@ pub(super) fn swizzled(row: u32, chunk: u32) -> u32 {
 /// Begins to copy 16 bytes into shared memory, or as many zeros.
 #[cube]
 pub(super) fn copy_chunk(from: &[Chunk], index: usize, to: u32, bytes: u32) {
+    // SAFETY: the caller gives an index within the buffer.
     let pointer = unsafe { from[index..index + 1].as_ptr_unchecked() };
     gpu_asm!(
         "cp.async.cg.shared.global [{to}], [{from}], 16, {bytes};",
@@ -118,7 +122,7 @@ pub(super) fn warpgroup_multiply_add<S: Size>(
     #[comptime] n: usize,
 ) -> Vector<f32, S> {
     let registers = S::value();
-    let body = comptime!(warpgroup_instructions(n, registers));
+    let body = comptime!(warpgroup_instructions(n, registers, &[]));
     let d: Vector<f32, S>;
     // The operands are numbered in this order in `body`, which names each register of `d` and `c`.
     gpu_asm!(
@@ -129,8 +133,61 @@ pub(super) fn warpgroup_multiply_add<S: Size>(
     d
 }
 
-/// The text of [`warpgroup_multiply_add`], for vectors of `registers` numbers: four instructions of 16 columns.
-fn warpgroup_instructions(n: usize, registers: usize) -> String {
+/// The copies of a unit that run while its warpgroup multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Copies {
+    /// Copies of the input.
+    pub input: usize,
+    /// Copies of weights.
+    pub weights: usize,
+    /// Whether only some units make the last of the weights' copies.
+    pub partial: bool,
+    /// Bytes from the destination of a copy to that of the next.
+    pub stride: usize,
+}
+
+/// The most copies of a unit.
+pub(super) const MAX_COPIES: usize = 16;
+
+/// [`warpgroup_multiply_add`] that begins copies of 16 bytes before it waits, and ends their group: of those at
+/// `offsets` plus `depth` bytes in `input`, then in `weights`, to `input_to` and `weights_to` and on. Bit 0 of
+/// `flags`: whether to copy at all; bit 1: whether to make the last copy, if it is partial.
+#[cube]
+pub(super) fn warpgroup_multiply_add_copying<S: Size>(
+    a: u32,
+    b: u32,
+    c: Vector<f32, S>,
+    input: &[Chunk],
+    weights: &[Chunk],
+    offsets: Vector<u32, Const<16>>,
+    input_to: u32,
+    weights_to: u32,
+    depth: u32,
+    flags: u32,
+    #[comptime] n: usize,
+    #[comptime] copies: Copies,
+) -> Vector<f32, S> {
+    let registers = S::value();
+    let body = comptime!(warpgroup_instructions(n, registers, &copy_instructions(2 * registers + 2, copies)));
+    // SAFETY: the caller gives offsets within the buffers.
+    let input = unsafe { input.as_ptr_unchecked() };
+    // SAFETY: as above.
+    let weights = unsafe { weights.as_ptr_unchecked() };
+    let d: Vector<f32, S>;
+    // The operands are numbered in this order in `body`.
+    gpu_asm!(
+        "// {d} {c} {a} {b} {input} {weights} {offsets} {input_to} {weights_to} {depth} {flags}",
+        "{body}",
+        d = out(_) d, c = in(_) c, a = in(_) a, b = in(_) b, input = in(_) input, weights = in(_) weights,
+        offsets = in(_) offsets, input_to = in(_) input_to, weights_to = in(_) weights_to, depth = in(_) depth,
+        flags = in(_) flags,
+    );
+    d
+}
+
+/// The text of [`warpgroup_multiply_add`], for vectors of `registers` numbers: four instructions of 16 columns,
+/// and what runs beside them.
+fn warpgroup_instructions(n: usize, registers: usize, beside: &[String]) -> String {
     let sums = n / 2;
     let mut text = vec![
         "{".into(),
@@ -158,8 +215,41 @@ fn warpgroup_instructions(n: usize, registers: usize) -> String {
         ));
     }
     text.push("wgmma.commit_group.sync.aligned;".into());
+    text.extend_from_slice(beside);
     text.push("wgmma.wait_group.sync.aligned 0;".into());
     text.extend((0..sums).map(|i| format!("mov.f32 %{i}, sum{i};")));
     text.push("}".into());
     text.join("\n")
+}
+
+/// The copies of [`warpgroup_multiply_add_copying`], whose operands begin at `first`.
+fn copy_instructions(first: usize, copies: Copies) -> Vec<String> {
+    let offsets = first + 2;
+    let after = offsets + MAX_COPIES;
+    let mut text: Vec<String> = vec![
+        ".reg .pred more, last;".into(),
+        ".reg .b64 from, wide, far;".into(),
+        format!("and.b32 at, %{}, 1;", after + 3),
+        "setp.ne.u32 more, at, 0;".into(),
+        format!("and.b32 at, %{}, 2;", after + 3),
+        "setp.ne.u32 last, at, 0;".into(),
+        format!("cvt.u64.u32 far, %{};", after + 2),
+    ];
+    let mut copy = 0;
+    for (operand, to, count) in [(first, after, copies.input), (first + 1, after + 1, copies.weights)] {
+        text.push(format!("add.u64 from, %{operand}, far;"));
+        for i in 0..count {
+            let partial = copies.partial && copy + 1 == copies.input + copies.weights;
+            let when = if partial { "last" } else { "more" };
+            text.push(format!("cvt.u64.u32 wide, %{};", offsets + copy));
+            text.push("add.u64 wide, from, wide;".into());
+            text.push(format!(
+                "@{when} cp.async.cg.shared.global [%{to}+{}], [wide], 16;",
+                i * copies.stride
+            ));
+            copy += 1;
+        }
+    }
+    text.push("cp.async.commit_group;".into());
+    text
 }

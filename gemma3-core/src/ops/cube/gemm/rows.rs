@@ -18,7 +18,8 @@ use crate::ops::cube::reduce::{Groups, group_sum};
 pub enum RowFormat {
     /// f32, one row after the other.
     F32,
-    /// bf16, two in a word; rows are filled with zeros to a multiple of 64 numbers.
+    /// bf16, two in a word; rows are filled with zeros to a multiple of 64 numbers. Only where
+    /// [`Processor::row_format`](super::Processor::row_format) asks for them.
     Bf16,
 }
 
@@ -62,7 +63,14 @@ impl Rows {
 }
 
 /// Writes `input`, f32 \[rows, cols\], as `out`; `cols` is a multiple of 4.
-pub fn write_rows(client: &Client, machine: &Machine, input: Input<'_>, out: &Rows, rows: usize, cols: usize) {
+pub fn write_rows(
+    client: &Client,
+    machine: &Machine,
+    input: Input<'_>,
+    out: &Rows,
+    rows: usize,
+    cols: usize,
+) {
     if rows == 0 {
         return;
     }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::checkpoint::TensorFormat;
+use crate::ops::Precision;
 use crate::ops::cube::matvec::{Input, Machine};
 use crate::ops::cube::testing::*;
 
@@ -100,7 +101,7 @@ fn many_rows_are_multiplied_by_every_format() {
             let (tolerance, from) = precision(&plan);
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
             let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
-            launch(&client, plan, &x, &matrix, &out, rows, false);
+            launch(&client, plan, &x, &matrix, Output::plain(&out), rows);
             let expected = product(&to_f64(&numbers), &weights, cols);
             let what = format!("{format} {plan:?}");
             assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
@@ -121,7 +122,7 @@ fn any_number_of_rows_is_multiplied() {
             let tolerance = if from == RowFormat::F32 { EXACT } else { ROUNDED };
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
             let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
-            linear(&client, &processor, &x, &matrix, &out, rows);
+            linear(&client, &processor, &x, &matrix, Output::plain(&out), rows);
             let expected = product(&to_f64(&numbers), &weights, cols);
             assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &format!("{rows}"));
         }
@@ -151,12 +152,13 @@ fn gates_meet_their_up_projections() {
             let expected: Vec<(f64, f64)> = (gates.iter().zip(&ups))
                 .map(|((gate, gate_size), (up, up_size))| {
                     let value = gelu(*gate) * up;
-                    let size = 1.13 * gate_size * (up.abs() + tolerance * up_size) + gelu(*gate).abs() * up_size;
+                    let size =
+                        1.13 * gate_size * (up.abs() + tolerance * up_size) + gelu(*gate).abs() * up_size;
                     (value, size + rounding * value.abs() + 1e-3)
                 })
                 .collect();
             let out = poisoned_rows(&client, to, rows, outputs);
-            launch(&client, plan, &x, &matrix, &out, rows, true);
+            launch(&client, plan, &x, &matrix, Output::gated(&out), rows);
             let what = format!("{format} {plan:?}");
             assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
         }

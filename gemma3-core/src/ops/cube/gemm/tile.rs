@@ -33,23 +33,39 @@ pub struct Tile {
     pub stages: usize,
     /// Parts into which the columns are divided, each made by cubes of its own.
     pub splits: usize,
+    /// Whether copies of BF16 tiles are begun while warpgroups multiply, not before.
+    pub overlapped: bool,
 }
 
 impl Tile {
     /// A tile for `mma`.
     pub const fn planes(m: usize, n: usize, planes_m: usize, planes_n: usize, stages: usize) -> Self {
-        Self { engine: Engine::Planes, m, n, planes_m, planes_n, stages, splits: 1 }
+        Self { engine: Engine::Planes, m, n, planes_m, planes_n, stages, splits: 1, overlapped: false }
     }
 
     /// A tile for `wgmma`.
     pub const fn warpgroups(m: usize, n: usize, stages: usize) -> Self {
-        Self { engine: Engine::Warpgroups, m, n, planes_m: m / 16, planes_n: 1, stages, splits: 1 }
+        Self {
+            engine: Engine::Warpgroups,
+            m,
+            n,
+            planes_m: m / 16,
+            planes_n: 1,
+            stages,
+            splits: 1,
+            overlapped: false,
+        }
     }
 
     /// The same with the columns in about `splits` parts, none of which is empty.
     pub const fn split(self, splits: usize, layout: &Layout) -> Self {
         let tiles = layout.cols.div_ceil(DEPTH);
         Self { splits: tiles.div_ceil(tiles.div_ceil(splits)), ..self }
+    }
+
+    /// The same with copies beside the products.
+    pub const fn overlapped(self) -> Self {
+        Self { overlapped: true, ..self }
     }
 
     /// Units of a cube.

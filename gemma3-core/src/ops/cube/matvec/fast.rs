@@ -5,8 +5,9 @@ use std::cmp::min;
 
 use cubecl::prelude::*;
 
+use super::integers::Octet;
 use super::product::{Product, accumulate, fetch};
-use super::staging::{stage_normed, stage_plain, stage_residual};
+use super::staging::{hold, hold_scale, stage_normed, stage_plain, stage_residual};
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{group_of_cube, group_sum, unit_of_group};
 
@@ -39,25 +40,54 @@ pub(crate) fn plain_input_kernel<N: Size>(
     #[comptime] product: Product,
     #[comptime] epilogue: Epilogue,
 ) {
+    let mut held = Array::<Quad>::new(comptime!(product.held_quads()));
+    if comptime!(product.tiling.staged) {
+        hold(x, &mut held, product);
+    }
     let mut items = Array::<Vector<u32, N>>::new(comptime!(product.loads()));
     let mut sides = Array::<u32>::new(comptime!((product.loads() * product.side_words()).max(1)));
     let mut rows = Array::<u32>::new(comptime!(product.tiling.rows));
     select_rows(&mut rows, 0usize, product, epilogue);
     fetch::<N>(quants, side, &rows, 0usize, &mut items, &mut sides, product);
     let mut factors = Array::<f32>::new(comptime!(product.batch));
+    let mut staged = Shared::<[Quad]>::new_slice(comptime!(product.staged_quads()));
+    let mut octets = Shared::<[Octet]>::new_slice(comptime!(product.staged_octets()));
+    let mut octet_scales = Shared::<[f32]>::new_slice(comptime!(product.staged_scales()));
     #[unroll]
     for m in 0..product.batch {
         factors[m] = 1.0f32;
     }
     if comptime!(product.tiling.staged) {
-        let mut staged =
-            Shared::<[Quad]>::new_slice(comptime!(product.items() * product.quads() * product.batch));
-        stage_plain(x, &mut staged, product);
+        stage_plain(x, &held, &mut staged, &mut octets, &mut octet_scales, product);
         multiply::<N>(
-            &staged, &factors, quants, side, out, &mut rows, &mut items, &mut sides, product, epilogue,
+            &staged,
+            &octets,
+            &octet_scales,
+            &factors,
+            quants,
+            side,
+            out,
+            &mut rows,
+            &mut items,
+            &mut sides,
+            product,
+            epilogue,
         );
     } else {
-        multiply::<N>(x, &factors, quants, side, out, &mut rows, &mut items, &mut sides, product, epilogue);
+        multiply::<N>(
+            x,
+            &octets,
+            &octet_scales,
+            &factors,
+            quants,
+            side,
+            out,
+            &mut rows,
+            &mut items,
+            &mut sides,
+            product,
+            epilogue,
+        );
     }
 }
 
@@ -73,16 +103,45 @@ pub(crate) fn normed_input_kernel<N: Size>(
     #[comptime] product: Product,
     #[comptime] epilogue: Epilogue,
 ) {
+    let mut held_x = Array::<Quad>::new(comptime!(product.held_quads()));
+    let mut held_scale = Array::<Quad>::new(comptime!(product.held_quads()));
+    hold(x, &mut held_x, product);
+    hold_scale(scale, &mut held_scale, product);
     let mut items = Array::<Vector<u32, N>>::new(comptime!(product.loads()));
     let mut sides = Array::<u32>::new(comptime!((product.loads() * product.side_words()).max(1)));
     let mut rows = Array::<u32>::new(comptime!(product.tiling.rows));
     select_rows(&mut rows, 0usize, product, epilogue);
     fetch::<N>(quants, side, &rows, 0usize, &mut items, &mut sides, product);
     let mut factors = Array::<f32>::new(comptime!(product.batch));
-    let mut staged =
-        Shared::<[Quad]>::new_slice(comptime!(product.items() * product.quads() * product.batch));
-    stage_normed(x, scale, &mut staged, &mut factors, eps, product);
-    multiply::<N>(&staged, &factors, quants, side, out, &mut rows, &mut items, &mut sides, product, epilogue);
+    let mut staged = Shared::<[Quad]>::new_slice(comptime!(product.staged_quads()));
+    let mut octets = Shared::<[Octet]>::new_slice(comptime!(product.staged_octets()));
+    let mut octet_scales = Shared::<[f32]>::new_slice(comptime!(product.staged_scales()));
+    stage_normed(
+        x,
+        scale,
+        &held_x,
+        &held_scale,
+        &mut staged,
+        &mut octets,
+        &mut octet_scales,
+        &mut factors,
+        eps,
+        product,
+    );
+    multiply::<N>(
+        &staged,
+        &octets,
+        &octet_scales,
+        &factors,
+        quants,
+        side,
+        out,
+        &mut rows,
+        &mut items,
+        &mut sides,
+        product,
+        epilogue,
+    );
 }
 
 /// `rms_norm(h) Wᵀ` with `h = x + rms_norm(branch)`, which is written to `stream`.
@@ -100,22 +159,62 @@ pub(crate) fn residual_input_kernel<N: Size>(
     #[comptime] product: Product,
     #[comptime] epilogue: Epilogue,
 ) {
+    let mut held_x = Array::<Quad>::new(comptime!(product.held_quads()));
+    let mut held_branch = Array::<Quad>::new(comptime!(product.held_quads()));
+    let mut held_branch_scale = Array::<Quad>::new(comptime!(product.held_quads()));
+    let mut held_scale = Array::<Quad>::new(comptime!(product.held_quads()));
+    hold(branch, &mut held_branch, product);
+    hold(x, &mut held_x, product);
+    hold_scale(branch_scale, &mut held_branch_scale, product);
+    hold_scale(scale, &mut held_scale, product);
     let mut items = Array::<Vector<u32, N>>::new(comptime!(product.loads()));
     let mut sides = Array::<u32>::new(comptime!((product.loads() * product.side_words()).max(1)));
     let mut rows = Array::<u32>::new(comptime!(product.tiling.rows));
     select_rows(&mut rows, 0usize, product, epilogue);
     fetch::<N>(quants, side, &rows, 0usize, &mut items, &mut sides, product);
     let mut factors = Array::<f32>::new(comptime!(product.batch));
-    let mut staged =
-        Shared::<[Quad]>::new_slice(comptime!(product.items() * product.quads() * product.batch));
-    stage_residual(x, branch, branch_scale, scale, stream, &mut staged, &mut factors, eps, product);
-    multiply::<N>(&staged, &factors, quants, side, out, &mut rows, &mut items, &mut sides, product, epilogue);
+    let mut staged = Shared::<[Quad]>::new_slice(comptime!(product.staged_quads()));
+    let mut octets = Shared::<[Octet]>::new_slice(comptime!(product.staged_octets()));
+    let mut octet_scales = Shared::<[f32]>::new_slice(comptime!(product.staged_scales()));
+    stage_residual(
+        x,
+        branch,
+        branch_scale,
+        scale,
+        &held_x,
+        &held_branch,
+        &held_branch_scale,
+        &held_scale,
+        stream,
+        &mut staged,
+        &mut octets,
+        &mut octet_scales,
+        &mut factors,
+        eps,
+        product,
+    );
+    multiply::<N>(
+        &staged,
+        &octets,
+        &octet_scales,
+        &factors,
+        quants,
+        side,
+        out,
+        &mut rows,
+        &mut items,
+        &mut sides,
+        product,
+        epilogue,
+    );
 }
 
 /// All passes of a group. The first turn of the first pass has been fetched.
 #[cube]
 fn multiply<N: Size>(
     input: &[Quad],
+    octets: &[Octet],
+    octet_scales: &[f32],
     factors: &Array<f32>,
     quants: &[Vector<u32, N>],
     side: &[u32],
@@ -131,15 +230,37 @@ fn multiply<N: Size>(
     let groups = comptime!(product.tiling.groups);
     for pass in 0..passes {
         let mut sums = Array::<Quad>::new(comptime!(product.results()));
+        let mut results = Array::<f32>::new(comptime!(product.results()));
         #[unroll]
         for i in 0..product.results() {
             sums[i] = Quad::new(0.0f32);
+            results[i] = 0.0f32;
         }
         if comptime!(turns == 1) {
-            accumulate::<N>(input, 0usize, &*items, &*sides, &mut sums, product);
+            accumulate::<N>(
+                input,
+                octets,
+                octet_scales,
+                0usize,
+                &*items,
+                &*sides,
+                &mut sums,
+                &mut results,
+                product,
+            );
         } else {
             for turn in 0..turns {
-                accumulate::<N>(input, turn, &*items, &*sides, &mut sums, product);
+                accumulate::<N>(
+                    input,
+                    octets,
+                    octet_scales,
+                    turn,
+                    &*items,
+                    &*sides,
+                    &mut sums,
+                    &mut results,
+                    product,
+                );
                 if turn + 1 < turns {
                     fetch::<N>(quants, side, &*rows, turn + 1, items, sides, product);
                 }
@@ -150,10 +271,11 @@ fn multiply<N: Size>(
             select_rows(rows, min(pass + 1, comptime!(passes - 1)), product, epilogue);
             fetch::<N>(quants, side, &*rows, 0usize, items, sides, product);
         }
-        let mut results = Array::<f32>::new(comptime!(product.results()));
-        #[unroll]
-        for i in 0..product.results() {
-            results[i] = Vector::vector_sum(sums[i]);
+        if comptime!(!product.narrow()) {
+            #[unroll]
+            for i in 0..product.results() {
+                results[i] = Vector::vector_sum(sums[i]);
+            }
         }
         group_sum(&mut results, comptime!(product.results()), groups);
         if unit_of_group(groups) == 0 {

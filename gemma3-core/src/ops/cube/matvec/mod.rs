@@ -1,6 +1,8 @@
 //! Products of few rows of input with a packed matrix.
 
 mod fast;
+mod integers;
+#[cfg(test)]
 mod plain;
 mod product;
 mod staging;
@@ -11,12 +13,16 @@ mod tiling;
 pub(crate) use fast::gelu_tanh;
 pub use tiling::{Machine, Tiling};
 
+#[cfg(test)]
+use tiling::Activations;
+
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::ops::cube::packed::PackedMatrix;
 use fast::{Epilogue, normed_input_kernel, plain_input_kernel, residual_input_kernel};
+#[cfg(test)]
 use plain::plain_kernel;
 use product::Product;
 
@@ -87,7 +93,8 @@ pub fn gated(
 }
 
 /// `x Wᵀ` by the plain kernel.
-pub fn matvec_plain(client: &Client, x: &Handle, matrix: &PackedMatrix, out: &Handle, batch: usize) {
+#[cfg(test)]
+pub(crate) fn matvec_plain(client: &Client, x: &Handle, matrix: &PackedMatrix, out: &Handle, batch: usize) {
     let layout = matrix.layout;
     let dim = CubeDim::new_1d(64);
     let count = CubeCount::Static(layout.rows.div_ceil(64) as u32, batch as u32, 1);

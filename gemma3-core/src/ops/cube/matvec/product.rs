@@ -4,7 +4,8 @@ use std::cmp::min;
 
 use cubecl::prelude::*;
 
-use super::tiling::Tiling;
+use super::integers::{Octet, accumulate_integers};
+use super::tiling::{Activations, MIN_NARROW_BATCH, Tiling};
 use crate::ops::cube::packed::{
     Layout, Quad, Scales, fetch_side, quad, quads_of_span, scale_pair, side_words_of_item,
 };
@@ -52,6 +53,58 @@ impl Product {
         self.tiling.rows * self.batch
     }
 
+    /// Whether the input is kept as integers.
+    pub const fn integers(&self) -> bool {
+        matches!(self.tiling.activations, Activations::Int8)
+    }
+
+    /// Quads of the input that a unit stages at once: with eight of the input it makes what belongs to a word
+    /// of nibbles.
+    pub const fn chunk_quads(&self) -> usize {
+        if self.integers() { 2 } else { 1 }
+    }
+
+    /// Chunks of a staged row.
+    pub const fn chunks(&self) -> usize {
+        self.items() * self.quads() / self.chunk_quads()
+    }
+
+    /// Chunks of a row that a unit stages.
+    pub const fn chunk_share(&self) -> usize {
+        self.chunks().div_ceil(self.tiling.groups.cube_units())
+    }
+
+    /// Whether units keep their share of the input in registers while they prepare it.
+    pub const fn held(&self) -> bool {
+        self.chunk_share() * self.chunk_quads() * self.batch <= 8
+    }
+
+    /// Quads of the input that a unit keeps in registers; at least one.
+    pub const fn held_quads(&self) -> usize {
+        if self.held() { self.chunk_share() * self.chunk_quads() * self.batch } else { 1 }
+    }
+
+    /// Quads of the input in shared memory; at least one.
+    pub const fn staged_quads(&self) -> usize {
+        if self.tiling.staged && !self.integers() { self.chunks() * self.batch } else { 1 }
+    }
+
+    /// Eights of integers in shared memory; at least one.
+    pub const fn staged_octets(&self) -> usize {
+        if self.integers() { self.chunks() * self.batch } else { 1 }
+    }
+
+    /// Scales of the integers in shared memory; at least one.
+    pub const fn staged_scales(&self) -> usize {
+        if self.integers() { self.chunks() / 4 * self.batch } else { 1 }
+    }
+
+    /// Whether each result is one sum, not four side by side: results then are many enough to hide the time
+    /// that an addition takes, and registers are few.
+    pub const fn narrow(&self) -> bool {
+        self.integers() || self.batch >= MIN_NARROW_BATCH
+    }
+
     /// Whether weights have a minimum.
     pub const fn has_minimum(&self) -> bool {
         matches!(self.layout.scales(), Scales::HalfPair | Scales::BytePair)
@@ -94,14 +147,18 @@ pub(crate) fn fetch<N: Size>(
 }
 
 /// Adds the products of what was fetched with the input to `sums`, \[rows, batch\]. `input` are the quads of
-/// the input, staged or as they are.
+/// the input, staged or as they are; where they are kept as integers, those are `octets` and their scales, and the
+/// sums `narrow_sums`, as those of many results are.
 #[cube]
 pub(crate) fn accumulate<N: Size>(
     input: &[Quad],
+    octets: &[Octet],
+    octet_scales: &[f32],
     turn: usize,
     items: &Array<Vector<u32, N>>,
     sides: &Array<u32>,
     sums: &mut Array<Quad>,
+    narrow_sums: &mut Array<f32>,
     #[comptime] product: Product,
 ) {
     let tiling = comptime!(product.tiling);
@@ -110,7 +167,13 @@ pub(crate) fn accumulate<N: Size>(
     for u in 0..tiling.unroll {
         let item = (turn * comptime!(tiling.unroll) + u) * comptime!(tiling.groups.units()) + unit;
         if item < comptime!(product.items()) {
-            accumulate_item::<N>(input, item, items, sides, sums, u, product);
+            if comptime!(product.integers()) {
+                accumulate_integers::<N>(octets, octet_scales, item, items, sides, narrow_sums, u, product);
+            } else if comptime!(product.narrow()) {
+                accumulate_narrow::<N>(input, item, items, sides, narrow_sums, u, product);
+            } else {
+                accumulate_item::<N>(input, item, items, sides, sums, u, product);
+            }
         }
     }
 }
@@ -128,6 +191,7 @@ fn accumulate_item<N: Size>(
     let rows = comptime!(product.tiling.rows);
     let batch = comptime!(product.batch);
     let layout = comptime!(product.layout);
+    let native = comptime!(product.tiling.native_halves);
     let span_quads = comptime!(quads_of_span(&layout, product.tiling.vector_words));
     let spans = comptime!(product.quads() / span_quads);
     #[unroll]
@@ -150,7 +214,7 @@ fn accumulate_item<N: Size>(
             for r in 0..rows {
                 let load = comptime!(u * rows + r);
                 let start = comptime!(load * product.side_words());
-                weights[r] = quad::<N>(items[load], sides, item, index, start, layout);
+                weights[r] = quad::<N>(items[load], sides, item, index, start, layout, native);
             }
             #[unroll]
             for m in 0..batch {
@@ -169,7 +233,7 @@ fn accumulate_item<N: Size>(
         for r in 0..rows {
             let start = comptime!((u * rows + r) * product.side_words());
             if comptime!(product.has_scale()) {
-                let (scale, minimum) = scale_pair::<N>(sides, item, span, start, layout);
+                let (scale, minimum) = scale_pair::<N>(sides, item, span, start, layout, native);
                 #[unroll]
                 for m in 0..batch {
                     let at = comptime!(r * batch + m);
@@ -183,6 +247,68 @@ fn accumulate_item<N: Size>(
                 for m in 0..batch {
                     let at = comptime!(r * batch + m);
                     sums[at] += dots[at];
+                }
+            }
+        }
+    }
+}
+
+/// As [`accumulate_item`], with one sum for a result.
+#[cube]
+fn accumulate_narrow<N: Size>(
+    input: &[Quad],
+    item: usize,
+    items: &Array<Vector<u32, N>>,
+    sides: &Array<u32>,
+    sums: &mut Array<f32>,
+    #[comptime] u: usize,
+    #[comptime] product: Product,
+) {
+    let rows = comptime!(product.tiling.rows);
+    let batch = comptime!(product.batch);
+    let layout = comptime!(product.layout);
+    let native = comptime!(product.tiling.native_halves);
+    let span_quads = comptime!(quads_of_span(&layout, product.tiling.vector_words));
+    let spans = comptime!(product.quads() / span_quads);
+    #[unroll]
+    for span in 0..spans {
+        let mut scales = Array::<f32>::new(rows);
+        let mut minima = Array::<f32>::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            let start = comptime!((u * rows + r) * product.side_words());
+            let (scale, minimum) = scale_pair::<N>(sides, item, span, start, layout, native);
+            scales[r] = scale;
+            minima[r] = minimum;
+        }
+        #[unroll]
+        for q in 0..span_quads {
+            let index = comptime!(span * span_quads + q);
+            let mut weights = Array::<Quad>::new(rows);
+            #[unroll]
+            for r in 0..rows {
+                let start = comptime!((u * rows + r) * product.side_words());
+                let weight =
+                    quad::<N>(items[comptime!(u * rows + r)], sides, item, index, start, layout, native);
+                // Scaled once for all rows of the input.
+                weights[r] = if comptime!(product.has_minimum()) {
+                    fma(weight, Quad::new(scales[r]), Quad::new(minima[r]))
+                } else if comptime!(product.has_scale()) {
+                    weight * Quad::new(scales[r])
+                } else {
+                    weight
+                };
+            }
+            #[unroll]
+            for m in 0..batch {
+                let x = input_quad(input, item, m, index, product);
+                #[unroll]
+                for i in 0..4usize {
+                    #[unroll]
+                    for r in 0..rows {
+                        let at = comptime!(r * batch + m);
+                        sums[at] = fma(weights[r].extract(i), x.extract(i), sums[at]);
+                    }
                 }
             }
         }

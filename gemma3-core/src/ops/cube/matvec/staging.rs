@@ -1,29 +1,100 @@
 //! The input of a product, prepared by each cube for all of its rows, in shared memory.
 //!
 //! The inverse of the root mean square is a factor of the whole sum: kernels multiply their results by it, so
-//! that the input needs no second pass, and the cube waits once.
+//! that the input needs no pass of its own for it. Where a unit's share is small it is read once, before the
+//! weights, and kept in registers.
 
 use std::cmp::min;
 
 use cubecl::prelude::*;
 
+use super::integers::{Octet, put_octet};
 use super::product::Product;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::group_sum;
 
+/// Reads the unit's share of all rows into `held`, if units keep it. Nothing here waits.
+#[cube]
+pub(crate) fn hold(x: &[Quad], held: &mut Array<Quad>, #[comptime] product: Product) {
+    if comptime!(product.held()) {
+        let share = comptime!(product.chunk_share() * product.chunk_quads());
+        #[unroll]
+        for m in 0..product.batch {
+            #[unroll]
+            for i in 0..share {
+                held[comptime!(m * share + i)] =
+                    x[quad_place(i, product) + comptime!(m * product.layout.cols / 4)];
+            }
+        }
+    }
+}
+
+/// Reads the unit's share of a scale that all rows have in common, as [`hold`].
+#[cube]
+pub(crate) fn hold_scale(scale: &[Quad], held: &mut Array<Quad>, #[comptime] product: Product) {
+    if comptime!(product.held()) {
+        #[unroll]
+        for i in 0..comptime!(product.chunk_share() * product.chunk_quads()) {
+            held[i] = scale[quad_place(i, product)];
+        }
+    }
+}
+
+/// Where quad `i` of the unit's share lies in a row; beyond the end it is the last.
+#[cube]
+fn quad_place(#[comptime] i: usize, #[comptime] product: Product) -> usize {
+    let width = comptime!(product.chunk_quads());
+    let chunk = UNIT_POS as usize + comptime!(i / width * product.tiling.groups.cube_units());
+    min(chunk * width + comptime!(i % width), comptime!(product.layout.cols / 4 - 1))
+}
+
+/// Whether that quad is one of the row's.
+#[cube]
+fn is_inside(#[comptime] i: usize, #[comptime] product: Product) -> bool {
+    let width = comptime!(product.chunk_quads());
+    let chunk = UNIT_POS as usize + comptime!(i / width * product.tiling.groups.cube_units());
+    chunk * width + comptime!(i % width) < comptime!(product.layout.cols / 4)
+}
+
+/// Quad `i` of the unit's share of row `m`.
+#[cube]
+fn share_quad(
+    x: &[Quad],
+    held: &Array<Quad>,
+    #[comptime] i: usize,
+    #[comptime] m: usize,
+    #[comptime] product: Product,
+) -> Quad {
+    if comptime!(product.held()) {
+        held[comptime!(m * product.chunk_share() * product.chunk_quads() + i)]
+    } else {
+        x[quad_place(i, product) + comptime!(m * product.layout.cols / 4)]
+    }
+}
+
 /// Stages the input as it is.
 #[cube]
-pub(crate) fn stage_plain(x: &[Quad], staged: &mut [Quad], #[comptime] product: Product) {
-    let quads = comptime!(product.layout.cols / 4);
-    let staged_quads = comptime!(product.items() * product.quads());
+pub(crate) fn stage_plain(
+    x: &[Quad],
+    held: &Array<Quad>,
+    staged: &mut [Quad],
+    octets: &mut [Octet],
+    octet_scales: &mut [f32],
+    #[comptime] product: Product,
+) {
+    let width = comptime!(product.chunk_quads());
     #[unroll]
     for m in 0..product.batch {
-        let mut at = UNIT_POS as usize;
-        while at < staged_quads {
-            let inside = at < quads;
-            let x = x[min(at, comptime!(quads - 1)) + comptime!(m * quads)];
-            put(staged, at, select(inside, x, Quad::new(0.0f32)), m, product);
-            at += comptime!(product.tiling.groups.cube_units());
+        #[unroll]
+        for i in 0..product.chunk_share() {
+            let mut values = Array::<Quad>::new(width);
+            #[unroll]
+            for j in 0..width {
+                let i = comptime!(i * width + j);
+                let value = share_quad(x, held, i, m, product);
+                values[j] = select(is_inside(i, product), value, Quad::new(0.0f32));
+            }
+            put(&values, i, staged, octets, octet_scales, m, product);
         }
     }
     sync_cube();
@@ -34,24 +105,31 @@ pub(crate) fn stage_plain(x: &[Quad], staged: &mut [Quad], #[comptime] product: 
 pub(crate) fn stage_normed(
     x: &[Quad],
     scale: &[Quad],
+    held_x: &Array<Quad>,
+    held_scale: &Array<Quad>,
     staged: &mut [Quad],
+    octets: &mut [Octet],
+    octet_scales: &mut [f32],
     inverse: &mut Array<f32>,
     eps: f32,
     #[comptime] product: Product,
 ) {
-    let quads = comptime!(product.layout.cols / 4);
-    let staged_quads = comptime!(product.items() * product.quads());
+    let width = comptime!(product.chunk_quads());
     #[unroll]
     for m in 0..product.batch {
         let mut squares = Quad::new(0.0f32);
-        let mut at = UNIT_POS as usize;
-        while at < staged_quads {
-            let inside = at < quads;
-            let clamped = min(at, comptime!(quads - 1));
-            let x = select(inside, x[clamped + comptime!(m * quads)], Quad::new(0.0f32));
-            squares = fma(x, x, squares);
-            put(staged, at, x * scale[clamped], m, product);
-            at += comptime!(product.tiling.groups.cube_units());
+        #[unroll]
+        for i in 0..product.chunk_share() {
+            let mut values = Array::<Quad>::new(width);
+            #[unroll]
+            for j in 0..width {
+                let i = comptime!(i * width + j);
+                let x = share_quad(x, held_x, i, m, product);
+                let x = select(is_inside(i, product), x, Quad::new(0.0f32));
+                squares = fma(x, x, squares);
+                values[j] = x * share_quad(scale, held_scale, i, 0usize, product);
+            }
+            put(&values, i, staged, octets, octet_scales, m, product);
         }
         inverse[m] = Vector::vector_sum(squares);
     }
@@ -68,24 +146,28 @@ pub(crate) fn stage_residual(
     branch: &[Quad],
     branch_scale: &[Quad],
     scale: &[Quad],
+    held_x: &Array<Quad>,
+    held_branch: &Array<Quad>,
+    held_branch_scale: &Array<Quad>,
+    held_scale: &Array<Quad>,
     stream: &mut [Quad],
     staged: &mut [Quad],
+    octets: &mut [Octet],
+    octet_scales: &mut [f32],
     inverse: &mut Array<f32>,
     eps: f32,
     #[comptime] product: Product,
 ) {
-    let quads = comptime!(product.layout.cols / 4);
-    let staged_quads = comptime!(product.items() * product.quads());
-    let units = comptime!(product.tiling.groups.cube_units());
+    let width = comptime!(product.chunk_quads());
     let mut branch_inverse = Array::<f32>::new(comptime!(product.batch));
     #[unroll]
     for m in 0..product.batch {
         let mut squares = Quad::new(0.0f32);
-        let mut at = UNIT_POS as usize;
-        while at < quads {
-            let y = branch[at + comptime!(m * quads)];
+        #[unroll]
+        for i in 0..comptime!(product.chunk_share() * width) {
+            let y = share_quad(branch, held_branch, i, m, product);
+            let y = select(is_inside(i, product), y, Quad::new(0.0f32));
             squares = fma(y, y, squares);
-            at += units;
         }
         branch_inverse[m] = Vector::vector_sum(squares);
     }
@@ -93,20 +175,24 @@ pub(crate) fn stage_residual(
     #[unroll]
     for m in 0..product.batch {
         let mut squares = Quad::new(0.0f32);
-        let mut at = UNIT_POS as usize;
-        while at < staged_quads {
-            let inside = at < quads;
-            let clamped = min(at, comptime!(quads - 1));
-            let row_at = clamped + comptime!(m * quads);
-            let normed = branch[row_at] * Quad::new(branch_inverse[m]);
-            let h = fma(normed, branch_scale[clamped], x[row_at]);
-            if inside && CUBE_POS == 0 {
-                stream[row_at] = h;
+        #[unroll]
+        for i in 0..product.chunk_share() {
+            let mut values = Array::<Quad>::new(width);
+            #[unroll]
+            for j in 0..width {
+                let i = comptime!(i * width + j);
+                let inside = is_inside(i, product);
+                let normed = share_quad(branch, held_branch, i, m, product) * Quad::new(branch_inverse[m]);
+                let factor = share_quad(branch_scale, held_branch_scale, i, 0usize, product);
+                let h = fma(normed, factor, share_quad(x, held_x, i, m, product));
+                if inside && CUBE_POS == 0 {
+                    stream[quad_place(i, product) + comptime!(m * product.layout.cols / 4)] = h;
+                }
+                let h = select(inside, h, Quad::new(0.0f32));
+                squares = fma(h, h, squares);
+                values[j] = h * share_quad(scale, held_scale, i, 0usize, product);
             }
-            let h = select(inside, h, Quad::new(0.0f32));
-            squares = fma(h, h, squares);
-            put(staged, at, h * scale[clamped], m, product);
-            at += units;
+            put(&values, i, staged, octets, octet_scales, m, product);
         }
         inverse[m] = Vector::vector_sum(squares);
     }
@@ -125,11 +211,24 @@ fn invert(squares: &mut Array<f32>, eps: f32, #[comptime] product: Product) {
     }
 }
 
-/// Stores quad `at` of row `m`. Quads of the same place in successive items lie side by side, as units read
-/// them.
+/// Stores chunk `i` of the unit's share of row `m`. Quads of the same place in successive items lie side by
+/// side, as units read them.
 #[cube]
-fn put(staged: &mut [Quad], at: usize, value: Quad, #[comptime] m: usize, #[comptime] product: Product) {
-    let quads = comptime!(product.quads());
-    let items = comptime!(product.items());
-    staged[(at % quads) * items + at / quads + comptime!(m * quads * items)] = value;
+fn put(
+    values: &Array<Quad>,
+    #[comptime] i: usize,
+    staged: &mut [Quad],
+    octets: &mut [Octet],
+    octet_scales: &mut [f32],
+    #[comptime] m: usize,
+    #[comptime] product: Product,
+) {
+    let chunk = UNIT_POS as usize + comptime!(i * product.tiling.groups.cube_units());
+    if comptime!(product.integers()) {
+        put_octet(values, chunk, octets, octet_scales, m, product);
+    } else if chunk < comptime!(product.chunks()) {
+        let quads = comptime!(product.quads());
+        let items = comptime!(product.items());
+        staged[(chunk % quads) * items + chunk / quads + comptime!(m * quads * items)] = values[0usize];
+    }
 }

@@ -1,5 +1,7 @@
+use super::product::Product;
 use super::*;
 use crate::checkpoint::TensorFormat;
+use crate::ops::Precision;
 use crate::ops::cube::packed::Layout;
 use crate::ops::cube::testing::*;
 
@@ -21,15 +23,26 @@ fn widths(format: TensorFormat) -> &'static [usize] {
 fn tilings(machine: &Machine, layout: &Layout, batch: usize, outputs: usize) -> Vec<Tiling> {
     let mut tilings = Vec::new();
     for stage in [false, true] {
-        tilings.push(Tiling::choose(machine, layout, batch, outputs, stage));
+        tilings.push(Tiling::choose(machine, layout, batch, outputs, stage, Precision::Exact));
     }
-    for (vector_words, planes, rows, passes, unroll, staged) in
-        [(4, 1, 1, 1, 1, false), (4, 2, 2, 1, 2, true), (2, 1, 4, 2, 2, true), (1, 4, 2, 3, 3, false)]
+    let native_halves = machine.native_halves;
+    for (vector_words, units, rows, passes, unroll, staged) in
+        [(4, 32, 1, 1, 1, false), (4, 64, 2, 1, 2, true), (2, 8, 4, 2, 2, true), (1, 128, 2, 3, 3, false)]
     {
         if vector_words * layout.weights_per_word() >= 4 {
-            let groups = machine.groups(planes);
+            let groups = machine.groups_of(units);
             let rows = rows.max(outputs);
-            tilings.push(Tiling { vector_words, groups, rows, passes, unroll, staged });
+            let activations = Activations::F32;
+            tilings.push(Tiling {
+                vector_words,
+                groups,
+                rows,
+                passes,
+                unroll,
+                staged,
+                activations,
+                native_halves,
+            });
         }
     }
     tilings
@@ -80,14 +93,15 @@ fn the_fast_kernel_multiplies_every_format_in_every_tiling() {
 fn a_batch_of_eight_rows_is_multiplied_at_once() {
     let Some(client) = client() else { return };
     let machine = Machine::of(&client);
-    for format in [TensorFormat::BF16, TensorFormat::Q4_0] {
+    for format in [TensorFormat::BF16, TensorFormat::Q4_0, TensorFormat::Q4_K, TensorFormat::Q6_K] {
+        let cols = 256;
         let mut random = Random::new(8);
-        let (matrix, weights) = random_matrix(&client, format, 21, 96, &mut random);
-        let x = random.floats(MAX_BATCH * 96);
+        let (matrix, weights) = random_matrix(&client, format, 21, cols, &mut random);
+        let x = random.floats(MAX_BATCH * cols);
         let out = poisoned(&client, MAX_BATCH * 21);
-        let tiling = Tiling::choose(&machine, &matrix.layout, MAX_BATCH, 1, true);
+        let tiling = Tiling::choose(&machine, &matrix.layout, MAX_BATCH, 1, true, Precision::Exact);
         matvec(&client, Input::Plain { x: &upload(&client, &x) }, &matrix, &out, MAX_BATCH, tiling);
-        let expected = product(&to_f64(&x), &weights, 96);
+        let expected = product(&to_f64(&x), &weights, cols);
         assert_close(&download(&client, &out), &expected, TOLERANCE, &format!("{format}"));
     }
 }
@@ -180,6 +194,218 @@ fn a_gate_meets_its_up_projection() {
                 2.0 * TOLERANCE,
                 &format!("{format} {tiling:?}"),
             );
+        }
+    }
+}
+
+/// The tilings with which integers are tested.
+fn integer_tilings(machine: &Machine, layout: &Layout, outputs: usize) -> Vec<Tiling> {
+    let mut tilings = Vec::new();
+    for (vector_words, units, rows, passes, unroll) in [(4, 4, 1, 1, 2), (2, 64, 4, 2, 1), (1, 32, 2, 1, 3)] {
+        if vector_words * layout.weights_per_word() >= 8 {
+            tilings.push(Tiling {
+                vector_words,
+                groups: machine.groups_of(units),
+                rows: rows.max(outputs),
+                passes,
+                unroll,
+                staged: true,
+                activations: Activations::Int8,
+                native_halves: machine.native_halves,
+            });
+        }
+    }
+    tilings
+}
+
+/// `x Wᵀ` and, of each output, the bound of what rounding each block of 32 of the input to signed bytes
+/// does: every number is off by at most half of 1/127 of its block's largest.
+fn rounded_product(x: &[f64], weights: &[f32], cols: usize) -> Vec<(f64, f64)> {
+    let mut out = product(x, weights, cols);
+    let blocks = out.chunks_exact_mut(weights.len() / cols).zip(x.chunks_exact(cols));
+    for (out, x) in blocks {
+        for ((_, size), weights) in out.iter_mut().zip(weights.chunks_exact(cols)) {
+            let bounds = x.chunks_exact(32).zip(weights.chunks_exact(32)).map(|(x, weights)| {
+                let largest = x.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
+                largest / 254.0 * weights.iter().map(|w| f64::from(w.abs())).sum::<f64>()
+            });
+            *size = TOLERANCE * *size + bounds.sum::<f64>();
+        }
+    }
+    out
+}
+
+#[test]
+fn integers_are_within_the_rounding_of_the_input_in_every_format() {
+    let Some(client) = client() else { return };
+    let machine = Machine::of(&client);
+    for format in TensorFormat::ALL.into_iter().filter(|format| format.block_len() > 1) {
+        let (rows, batch, cols) = (37, 2, widths(format)[1]);
+        let mut random = Random::new(41);
+        let (matrix, weights) = random_matrix(&client, format, rows, cols, &mut random);
+        let mut x = random.floats(batch * cols);
+        x[32..64].fill(0.0); // A block without a largest number.
+        let expected = rounded_product(&to_f64(&x), &weights, cols);
+        for tiling in integer_tilings(&machine, &matrix.layout, 1) {
+            let out = poisoned(&client, batch * rows);
+            matvec(&client, Input::Plain { x: &upload(&client, &x) }, &matrix, &out, batch, tiling);
+            assert_close(&download(&client, &out), &expected, 1.0, &format!("{format} {tiling:?}"));
+        }
+    }
+}
+
+#[test]
+fn integers_of_numbers_that_are_integers_are_exact() {
+    let Some(client) = client() else { return };
+    let machine = Machine::of(&client);
+    for format in [TensorFormat::Q8_0, TensorFormat::Q4_0, TensorFormat::Q4_1, TensorFormat::Q6_K] {
+        let (rows, cols) = (9, 256);
+        let mut random = Random::new(42);
+        let (matrix, weights) = random_matrix(&client, format, rows, cols, &mut random);
+        // The largest of each block is 127, so that its scale is 1.
+        let integer = |i: usize| if i.is_multiple_of(32) { 127.0 } else { ((i * 37) % 255) as f32 - 127.0 };
+        let x: Vec<f32> = (0..cols).map(integer).collect();
+        let expected = product(&to_f64(&x), &weights, cols);
+        for tiling in integer_tilings(&machine, &matrix.layout, 1) {
+            let out = poisoned(&client, rows);
+            matvec(&client, Input::Plain { x: &upload(&client, &x) }, &matrix, &out, 1, tiling);
+            assert_close(&download(&client, &out), &expected, TOLERANCE, &format!("{format} {tiling:?}"));
+        }
+    }
+}
+
+#[test]
+fn integers_can_come_after_a_norm_and_a_residual() {
+    let Some(client) = client() else { return };
+    let machine = Machine::of(&client);
+    let (rows, cols, batch) = (24, 1056, 1);
+    let mut random = Random::new(43);
+    let (matrix, weights) = random_matrix(&client, TensorFormat::Q4_0, rows, cols, &mut random);
+    let (x, branch) = (random.floats(batch * cols), random.floats(batch * cols));
+    let (branch_scale, scale) = (random.floats(cols), random.floats(cols));
+    let added = rms_norm(&to_f64(&branch), &branch_scale, f64::from(EPS));
+    let h: Vec<f64> = added.iter().zip(&x).map(|(added, x)| added + f64::from(*x)).collect();
+    let expected = rounded_product(&rms_norm(&h, &scale, f64::from(EPS)), &weights, cols);
+    let normed = rounded_product(&rms_norm(&to_f64(&x), &scale, f64::from(EPS)), &weights, cols);
+    let (x, branch) = (upload(&client, &x), upload(&client, &branch));
+    let (branch_scale, scale) = (upload(&client, &branch_scale), upload(&client, &scale));
+    for tiling in integer_tilings(&machine, &matrix.layout, 1) {
+        let (out, stream) = (poisoned(&client, batch * rows), poisoned(&client, batch * cols));
+        let input = Input::Normed { x: &x, scale: &scale, eps: EPS };
+        matvec(&client, input, &matrix, &out, batch, tiling);
+        assert_close(&download(&client, &out), &normed, 1.0, &format!("normed {tiling:?}"));
+        let (branch_scale, scale, stream) = (&branch_scale, &scale, &stream);
+        let input = Input::Residual { x: &x, branch: &branch, branch_scale, scale, stream, eps: EPS };
+        matvec(&client, input, &matrix, &out, batch, tiling);
+        assert_close(&download(&client, &out), &expected, 1.0, &format!("{tiling:?}"));
+        let h: Vec<(f64, f64)> = h.iter().map(|h| (*h, 4.0)).collect();
+        assert_close(&download(&client, stream), &h, 1e-6, "stream");
+    }
+}
+
+/// An H100: 132 multiprocessors.
+const H100: Machine = Machine {
+    lanes: 32,
+    plane_operations: true,
+    shared_bytes: 232_448,
+    units: 132 * 1024,
+    max_cubes: i32::MAX as usize,
+    integer_dots: true,
+    native_halves: true,
+};
+
+/// Format, rows and columns, rows that a result takes, whether the input is staged -> words, units, rows, unroll.
+type Choice = (TensorFormat, [usize; 2], usize, bool, [usize; 4]);
+
+#[test]
+fn divisions_are_chosen_by_format_and_shape() {
+    use TensorFormat::{BF16, Q4_0, Q8_0};
+    let choices: [Choice; 54] = [
+        (BF16, [1536, 1152], 1, true, [2, 32, 1, 9]),
+        (BF16, [1152, 1024], 1, false, [2, 64, 1, 4]),
+        (BF16, [13824, 1152], 2, true, [2, 16, 2, 5]),
+        (BF16, [1152, 6912], 1, false, [2, 128, 1, 7]),
+        (BF16, [262144, 1152], 1, true, [2, 16, 1, 9]),
+        (BF16, [1536, 640], 1, true, [2, 32, 1, 5]),
+        (BF16, [4096, 2048], 2, true, [4, 16, 2, 4]),
+        (BF16, [4096, 2560], 1, true, [2, 32, 1, 10]),
+        (BF16, [2560, 2048], 1, false, [2, 64, 1, 8]),
+        (BF16, [20480, 2560], 2, true, [2, 32, 2, 5]),
+        (BF16, [2560, 10240], 1, false, [2, 128, 1, 10]),
+        (BF16, [262208, 2560], 1, true, [2, 32, 1, 10]),
+        (BF16, [8192, 3840], 1, true, [2, 32, 1, 10]),
+        (BF16, [30720, 3840], 2, true, [2, 64, 2, 5]),
+        (BF16, [3840, 15360], 1, false, [2, 128, 1, 10]),
+        (BF16, [8192, 5376], 1, true, [4, 32, 1, 7]),
+        (BF16, [43008, 5376], 2, true, [2, 16, 2, 5]),
+        (BF16, [5376, 21504], 1, false, [4, 128, 1, 7]),
+        (Q8_0, [1536, 1152], 1, true, [2, 32, 1, 5]),
+        (Q8_0, [1152, 1024], 1, false, [2, 32, 1, 4]),
+        (Q8_0, [13824, 1152], 2, true, [4, 8, 2, 3]),
+        (Q8_0, [1152, 6912], 1, false, [4, 64, 1, 7]),
+        (Q8_0, [262144, 1152], 1, true, [4, 8, 4, 2]),
+        (Q8_0, [1536, 640], 1, true, [2, 16, 1, 5]),
+        (Q8_0, [4096, 2048], 2, true, [4, 16, 2, 4]),
+        (Q8_0, [4096, 2560], 1, true, [2, 32, 1, 10]),
+        (Q8_0, [2560, 2048], 1, false, [4, 16, 1, 8]),
+        (Q8_0, [20480, 2560], 2, true, [4, 8, 2, 4]),
+        (Q8_0, [2560, 10240], 1, false, [4, 32, 1, 7]),
+        (Q8_0, [262208, 2560], 1, true, [4, 16, 4, 2]),
+        (Q8_0, [8192, 3840], 1, true, [4, 16, 1, 8]),
+        (Q8_0, [30720, 3840], 2, true, [4, 16, 2, 4]),
+        (Q8_0, [3840, 15360], 1, false, [4, 64, 1, 8]),
+        (Q8_0, [8192, 5376], 1, true, [4, 16, 1, 7]),
+        (Q8_0, [43008, 5376], 2, true, [4, 8, 2, 4]),
+        (Q8_0, [5376, 21504], 1, false, [4, 32, 1, 7]),
+        (Q4_0, [1536, 1152], 1, true, [2, 16, 1, 5]),
+        (Q4_0, [1152, 1024], 1, false, [2, 16, 1, 4]),
+        (Q4_0, [13824, 1152], 2, true, [2, 16, 2, 5]),
+        (Q4_0, [1152, 6912], 1, false, [4, 32, 1, 7]),
+        (Q4_0, [262144, 1152], 1, true, [4, 4, 4, 2]),
+        (Q4_0, [1536, 640], 1, true, [2, 16, 1, 3]),
+        (Q4_0, [4096, 2048], 2, true, [4, 16, 2, 4]),
+        (Q4_0, [4096, 2560], 1, true, [2, 16, 1, 10]),
+        (Q4_0, [2560, 2048], 1, false, [2, 16, 1, 8]),
+        (Q4_0, [20480, 2560], 2, true, [2, 16, 2, 5]),
+        (Q4_0, [2560, 10240], 1, false, [2, 32, 1, 10]),
+        (Q4_0, [262208, 2560], 1, true, [4, 8, 4, 2]),
+        (Q4_0, [8192, 3840], 1, true, [4, 8, 1, 8]),
+        (Q4_0, [30720, 3840], 2, true, [4, 8, 2, 4]),
+        (Q4_0, [3840, 15360], 1, false, [4, 32, 1, 8]),
+        (Q4_0, [8192, 5376], 1, true, [4, 8, 1, 7]),
+        (Q4_0, [43008, 5376], 2, true, [4, 8, 2, 3]),
+        (Q4_0, [5376, 21504], 1, false, [4, 32, 1, 7]),
+    ];
+    for (format, [rows, cols], outputs, stage, expected) in choices {
+        let layout = Layout::new(format, rows, cols).expect("whole blocks");
+        let tiling = Tiling::choose(&H100, &layout, 1, outputs, stage, Precision::Fast);
+        let found = [tiling.vector_words, tiling.groups.units(), tiling.rows, tiling.unroll];
+        assert_eq!(found, expected, "{format} {rows} x {cols}");
+        assert_eq!(tiling.activations == Activations::Int8, layout.has_blocks());
+    }
+}
+
+#[test]
+fn every_choice_covers_its_row_and_keeps_to_its_registers() {
+    for format in TensorFormat::ALL {
+        for cols in [256, 768, 1024, 2048, 2560, 3840, 5376, 6912, 10240, 15360, 21504] {
+            for (rows, outputs, batch) in [(640, 1, 1), (4096, 1, 8), (13824, 2, 1), (262_144, 1, 3)] {
+                let Ok(layout) = Layout::new(format, rows, cols) else { continue };
+                for precision in [Precision::Exact, Precision::Fast] {
+                    let tiling = Tiling::choose(&H100, &layout, batch, outputs, true, precision);
+                    let product = Product { layout, batch, tiling };
+                    assert!(product.turns() * tiling.unroll * tiling.groups.units() >= product.items());
+                    assert!(tiling.rows.is_multiple_of(outputs), "{tiling:?}");
+                    assert!(
+                        product.loads() * tiling.vector_words <= 40 && product.results() <= 32,
+                        "{tiling:?}"
+                    );
+                    assert!(tiling.vector_words * layout.weights_per_word() >= 4, "{tiling:?}");
+                    assert!(tiling.groups.cube_units() <= 256, "{tiling:?}");
+                    let exact = precision == Precision::Exact;
+                    assert!(!(exact && tiling.activations == Activations::Int8), "{tiling:?}");
+                }
+            }
         }
     }
 }

@@ -3,8 +3,20 @@
 use cubecl::client::Client;
 use cubecl::features::Plane;
 
+use crate::ops::Precision;
 use crate::ops::cube::packed::Layout;
 use crate::ops::cube::reduce::Groups;
+
+/// What the numbers of the input become before they are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// They stay f32.
+    F32,
+    /// Signed bytes with a scale for each 32: each is off by at most 1/254 of the largest of its 32, so an
+    /// output by at most `sum over blocks of largest(x) / 254 * sum of |w|`. Needs a staged tiling and a format
+    /// with blocks; vectors are at least two words for Q8_0.
+    Int8,
+}
 
 /// How a product is divided: each group of units makes `rows` outputs at a time, its units taking turns along
 /// the columns.
@@ -22,6 +34,10 @@ pub struct Tiling {
     pub unroll: usize,
     /// Whether each cube keeps the input in shared memory.
     pub staged: bool,
+    /// The input's numbers.
+    pub activations: Activations,
+    /// Whether f16 weights and scales are converted by the device's own instruction.
+    pub native_halves: bool,
 }
 
 /// What of a device decides over tilings.
@@ -37,12 +53,25 @@ pub struct Machine {
     pub units: usize,
     /// Cubes along the first axis of a launch.
     pub max_cubes: usize,
+    /// Whether an instruction sums up the products of four signed bytes.
+    pub integer_dots: bool,
+    /// Whether an instruction converts f16 to f32.
+    pub native_halves: bool,
 }
 
 /// Units of a cube.
 const CUBE_UNITS: usize = 256;
+/// The fewest units of a group.
+const MIN_UNITS: usize = 4;
 /// Multiprocessors of a device that doesn't say.
 const DEFAULT_MULTIPROCESSORS: usize = 64;
+/// Units that a multiprocessor runs at once, about.
+const UNITS_OF_MULTIPROCESSOR: usize = 1024;
+/// The runtime that compiles to PTX, where every device has both.
+const CUDA: &str = "cuda";
+
+/// Rows of input from which on a result is one sum, not four side by side, so that more fit in registers.
+pub(crate) const MIN_NARROW_BATCH: usize = 4;
 
 impl Machine {
     /// Reads the properties of a client's device.
@@ -57,78 +86,172 @@ impl Machine {
             lanes: if plane_operations { max } else { 32 },
             plane_operations,
             shared_bytes: hardware.max_shared_memory_size,
-            units: multiprocessors * 1024,
+            units: multiprocessors * UNITS_OF_MULTIPROCESSOR,
             max_cubes: hardware.max_cube_count.0 as usize,
+            integer_dots: plane_operations && client.name() == CUDA,
+            native_halves: client.name() == CUDA,
         }
+    }
+
+    /// Processors that cubes are spread over, about.
+    pub const fn multiprocessors(&self) -> usize {
+        self.units / UNITS_OF_MULTIPROCESSOR
     }
 
     /// Groups of `planes` planes in cubes of about 256 units.
     pub fn groups(&self, planes: usize) -> Groups {
         let groups = (CUBE_UNITS / (self.lanes * planes)).max(1);
-        Groups { lanes: self.lanes, planes, groups, plane_operations: self.plane_operations }
+        let (plane_units, plane_operations) = (self.lanes, self.plane_operations);
+        Groups { plane_units, lanes: self.lanes, planes, groups, plane_operations }
+    }
+
+    /// Groups of `units` units in cubes of about 256; a power of two. Fewer than a plane's share a plane.
+    pub fn groups_of(&self, units: usize) -> Groups {
+        let groups = self.groups((units / self.lanes).max(1));
+        if units < self.lanes {
+            Groups { lanes: units, groups: groups.groups * self.lanes / units, ..groups }
+        } else {
+            groups
+        }
     }
 }
 
+/// Loads of a unit that are under way at once, and the words that they fill: registers.
+const MAX_LOADS: usize = 10;
+const MAX_LOADED_WORDS: usize = 32;
+/// What a turn of loads costs beside them, in loads.
+const TURN_LOADS: usize = 2;
+/// Words of a line of memory.
+const LINE_WORDS: usize = 32;
+/// The most sums of a unit.
+const MAX_SUMS: usize = 32;
+
 impl Tiling {
     /// A tiling for `batch` rows of input. `outputs` are the rows of the matrix that one result takes: two
-    /// for a gate and its up projection.
-    pub fn choose(machine: &Machine, layout: &Layout, batch: usize, outputs: usize, stage: bool) -> Self {
-        let min_words = 4usize.div_ceil(layout.weights_per_word());
-        let mut best: Option<(f64, Self)> = None;
+    /// for a gate and its up projection. `stage`: whether the input has to be prepared, as all but
+    /// [`Input::Plain`](super::Input) does.
+    ///
+    /// A row's loads should fill a group's turns, whose loads are all under way at once; few units a row keep
+    /// the sums cheap and read the input for several rows at a time; but the device needs enough units. Where
+    /// cubes stage the input, a third of what it runs is enough, since each cube more stages it once more.
+    pub fn choose(
+        machine: &Machine,
+        layout: &Layout,
+        batch: usize,
+        outputs: usize,
+        stage: bool,
+        precision: Precision,
+    ) -> Self {
+        let fits = |activations| Self::staged_bytes(layout, batch, activations) <= machine.shared_bytes / 2;
+        let integers = precision == Precision::Fast
+            && machine.integer_dots
+            && layout.has_blocks()
+            && fits(Activations::Int8);
+        let activations = if integers { Activations::Int8 } else { Activations::F32 };
+        // Units that take blocks read the input in stretches, which suits shared memory alone.
+        let staged = integers || (stage || layout.has_blocks()) && fits(activations);
+        let weights_at_once: usize = if integers { 8 } else { 4 };
+        let min_words = weights_at_once.div_ceil(layout.weights_per_word());
+        let mut best = None;
+        let mut best_score = 0.0;
         for vector_words in [4, 2, 1].into_iter().filter(|words| *words >= min_words) {
-            for planes in [1, 2, 4, 8] {
-                if planes * machine.lanes > CUBE_UNITS.max(machine.lanes) {
-                    continue;
+            let mut units = MIN_UNITS;
+            while units <= CUBE_UNITS {
+                let score = {
+                    let rows = Self::rows_at_once(machine, layout, batch, outputs, units);
+                    Self::score(machine, layout, rows, staged, vector_words, units)
+                };
+                if score > best_score {
+                    (best, best_score) = (Some((vector_words, units)), score);
                 }
-                let groups = machine.groups(planes);
-                let items = layout.row_words() / vector_words;
-                let steps = items.div_ceil(groups.units());
-                let busy = items as f64 / (steps * groups.units()) as f64;
-                // Fewer, larger loads cost fewer instructions; every step beyond the eighth of a row is a
-                // turn of a loop that waits for memory.
-                let width = [0.0, 0.9, 0.97, 0.0, 1.0][vector_words];
-                let turns = if steps > 8 { 0.95 } else { 1.0 };
-                let score = busy * width * turns * (1.0 - 0.01 * planes as f64);
-                if best.as_ref().is_none_or(|(other, _)| score > *other) {
-                    // Enough units for the device come before more rows for each.
-                    let available = layout.rows * groups.units();
-                    let mut rows = outputs;
-                    while rows < 4 && batch * rows < 8 && available / (rows * 2) >= machine.units {
-                        rows *= 2;
-                    }
-                    let unroll = steps.min((8 / rows).max(1));
-                    let tiling = Self { vector_words, groups, rows, passes: 1, unroll, staged: false };
-                    best = Some((score, tiling));
-                }
+                units *= 2;
             }
         }
-        let mut tiling = best.map_or_else(|| Self::portable(machine, outputs), |(_, tiling)| tiling);
-        tiling.staged = stage && Self::staged_bytes(layout, batch) <= machine.shared_bytes / 2;
-        if tiling.staged {
-            // A cube's share of staging should be small beside its share of the weights.
-            let cube_rows = tiling.rows * tiling.groups.groups;
-            while tiling.passes < 8
-                && layout.rows / (cube_rows * tiling.passes * 2) >= 2 * machine.units / CUBE_UNITS
-            {
-                tiling.passes *= 2;
-            }
-        }
-        let cube_rows = tiling.rows * tiling.groups.groups;
-        while layout.rows.div_ceil(cube_rows * tiling.passes) > machine.max_cubes {
+        let (vector_words, units) = best.unwrap_or((4, machine.lanes));
+        let steps = (layout.row_words() / vector_words).div_ceil(units);
+        let rows = Self::rows_at_once(machine, layout, batch, outputs, units);
+        let mut tiling = Self {
+            vector_words,
+            groups: machine.groups_of(units),
+            rows,
+            passes: 1,
+            unroll: Self::best_unroll(steps, rows, vector_words),
+            staged,
+            activations,
+            native_halves: machine.native_halves,
+        };
+        while tiling.cubes(layout) > machine.max_cubes {
             tiling.passes *= 2;
         }
         tiling
     }
 
-    /// A tiling that runs everywhere.
-    fn portable(machine: &Machine, outputs: usize) -> Self {
-        let groups = machine.groups(1);
-        Self { vector_words: 4, groups, rows: outputs, passes: 1, unroll: 1, staged: false }
+    /// Rows of the matrix that a group works on at once. Decoding blocks, and batches, take more than memory
+    /// does: there rows share what they read of the input, as far as enough units are left.
+    fn rows_at_once(machine: &Machine, layout: &Layout, batch: usize, outputs: usize, units: usize) -> usize {
+        let mut rows = outputs;
+        if layout.has_blocks() || batch >= MIN_NARROW_BATCH {
+            while rows < 4
+                && batch * rows * 2 <= MAX_SUMS
+                && layout.rows * units / (rows * 2) >= machine.units
+            {
+                rows *= 2;
+            }
+        }
+        rows
+    }
+
+    /// How well groups of `units` units suit a product: the share of its time that a unit's loads are under
+    /// way, less for what makes them slower.
+    fn score(
+        machine: &Machine,
+        layout: &Layout,
+        rows: usize,
+        staged: bool,
+        vector_words: usize,
+        units: usize,
+    ) -> f64 {
+        let items = layout.row_words() / vector_words;
+        let steps = items.div_ceil(units);
+        let unroll = Self::best_unroll(steps, rows, vector_words);
+        let turns = Self::turns_cost(steps, unroll);
+        let busy = items as f64 / units as f64 / turns as f64;
+        let available = (layout.rows * units) as f64 / machine.units as f64;
+        let wanted = if staged { available * 2.8 } else { available };
+        let fill = wanted.min(1.0).powf(0.4);
+        let long_rows = (16.0 / steps as f64).min(1.0).powf(0.1);
+        let sums = 1.0 - 0.02 * f64::from(units.ilog2());
+        // Wide loads take the registers of other units; of blocks they are decoded with fewer instructions.
+        let width = match (layout.has_blocks(), vector_words) {
+            (true, words) if !staged => 1.0 / words as f64,
+            (true, 4) | (false, 2) => 1.0,
+            (false, _) => 0.98,
+            (true, 2) => 0.88,
+            (true, _) => 0.65,
+        };
+        // Rows lie apart: less than a line of memory at once takes more requests.
+        let lines = if units * vector_words >= LINE_WORDS { 1.0 } else { 0.88 };
+        busy * fill * long_rows * sums * width * lines
+    }
+
+    /// Loads along a row at once, of `steps`, for `rows` rows.
+    fn best_unroll(steps: usize, rows: usize, vector_words: usize) -> usize {
+        let most = (MAX_LOADS / rows).min(MAX_LOADED_WORDS / (rows * vector_words)).max(1);
+        (1..=most.min(steps)).rev().min_by_key(|unroll| Self::turns_cost(steps, *unroll)).unwrap_or(1)
+    }
+
+    /// What the turns of a row cost, in loads.
+    fn turns_cost(steps: usize, unroll: usize) -> usize {
+        steps.div_ceil(unroll) * (unroll + TURN_LOADS)
     }
 
     /// Bytes of shared memory of `batch` staged rows of input.
-    pub fn staged_bytes(layout: &Layout, batch: usize) -> usize {
-        layout.row_words() * layout.weights_per_word() * batch * size_of::<f32>()
+    pub fn staged_bytes(layout: &Layout, batch: usize, activations: Activations) -> usize {
+        let numbers = layout.row_words() * layout.weights_per_word() * batch;
+        match activations {
+            Activations::F32 => numbers * size_of::<f32>(),
+            Activations::Int8 => numbers + numbers / 32 * size_of::<f32>(),
+        }
     }
 
     /// Cubes of a launch.

@@ -6,6 +6,7 @@
 //! the 2^23 is taken off by the multiply-add that also shifts them down.
 
 use cubecl::prelude::*;
+use half::f16;
 
 use super::layout::{Layout, Scales};
 use crate::checkpoint::TensorFormat;
@@ -87,6 +88,12 @@ pub(crate) fn half_to_f32(bits: u32) -> f32 {
     let excess = select(subnormal, 6.103_515_6e-5f32, 0.0f32);
     let value = f32::reinterpret(magnitude + rebias) - excess;
     f32::reinterpret(u32::reinterpret(value) | ((bits & 0x8000u32) << 16u32))
+}
+
+/// [`half_to_f32`] in one instruction, where the device has f16 and 16-bit words.
+#[cube]
+pub(crate) fn half_to_f32_by(bits: u32, #[comptime] native: bool) -> f32 {
+    if comptime!(native) { f32::cast_from(f16::reinterpret(u16::cast_from(bits))) } else { half_to_f32(bits) }
 }
 
 /// The 16 bits at element `index` of which `word` holds two.
@@ -171,6 +178,7 @@ pub(crate) fn scale_pair<N: Size>(
     #[comptime] span: usize,
     #[comptime] start: usize,
     #[comptime] layout: Layout,
+    #[comptime] native: bool,
 ) -> (f32, f32) {
     let item_words = N::value();
     let first_word = item * item_words;
@@ -178,13 +186,15 @@ pub(crate) fn scale_pair<N: Size>(
     let block = first_word / comptime!(32 / layout.weights_per_word());
     match comptime!(layout.scales()) {
         Scales::None => (f32::new(1.0), f32::new(0.0)),
-        Scales::Half => (half_to_f32(half_of(words[at], block)), f32::new(0.0)),
-        Scales::HalfPair => (half_to_f32(words[at] & 0xffffu32), half_to_f32(words[at] >> 16u32)),
+        Scales::Half => (half_to_f32_by(half_of(words[at], block), native), f32::new(0.0)),
+        Scales::HalfPair => {
+            (half_to_f32_by(words[at] & 0xffffu32, native), half_to_f32_by(words[at] >> 16u32, native))
+        }
         Scales::BytePair => {
             let bytes = half_of(words[at], block);
             let pair = words[comptime!(at + 1)];
-            let scale = half_to_f32(pair & 0xffffu32) * field(bytes, 0usize, 8usize, 0usize);
-            let minimum = half_to_f32(pair >> 16u32) * field(bytes, 8usize, 8usize, 0usize);
+            let scale = half_to_f32_by(pair & 0xffffu32, native) * field(bytes, 0usize, 8usize, 0usize);
+            let minimum = half_to_f32_by(pair >> 16u32, native) * field(bytes, 8usize, 8usize, 0usize);
             (scale, -minimum)
         }
         Scales::SignedBytes => {
@@ -197,7 +207,7 @@ pub(crate) fn scale_pair<N: Size>(
                 (first_word as u32 >> 1u32) & 1u32
             };
             let byte = (bytes >> (second << 3u32)) & 0xffu32;
-            let scale = half_to_f32(half_of(words[comptime!(at + 1)], block / 8));
+            let scale = half_to_f32_by(half_of(words[comptime!(at + 1)], block / 8), native);
             (scale * field(byte, 0usize, 8usize, 128usize), f32::new(0.0))
         }
     }
@@ -213,6 +223,7 @@ pub(crate) fn quad<N: Size>(
     #[comptime] index: usize,
     #[comptime] start: usize,
     #[comptime] layout: Layout,
+    #[comptime] native: bool,
 ) -> Quad {
     let high_bits = comptime!(layout.high_bits());
     let bias = comptime!(bias(layout.format));
@@ -241,8 +252,8 @@ pub(crate) fn quad<N: Size>(
             #[unroll]
             for i in 0..2usize {
                 let word = quants.extract(comptime!(2 * index + i));
-                quad.insert(comptime!(2 * i), half_to_f32(word & 0xffffu32));
-                quad.insert(comptime!(2 * i + 1), half_to_f32(word >> 16u32));
+                quad.insert(comptime!(2 * i), half_to_f32_by(word & 0xffffu32, native));
+                quad.insert(comptime!(2 * i + 1), half_to_f32_by(word >> 16u32, native));
             }
             quad
         }
@@ -258,6 +269,66 @@ pub(crate) fn quad<N: Size>(
             let shift = place * comptime!(2 * high_bits as u32);
             with_high_bits(quants.extract(word), high >> shift, half, high_bits, bias)
         }
+    }
+}
+
+/// The eight weights of two words of bytes, or of one word of nibbles, as two words of signed bytes: what
+/// [`dp4a`] takes. Nibbles come as the even ones and the odd ones. Bytes are [`integer_factor`] times the
+/// weights that [`quad`] gives.
+#[cube]
+pub(crate) fn integer_octet<N: Size>(
+    quants: Vector<u32, N>,
+    side: &Array<u32>,
+    item: usize,
+    #[comptime] index: usize,
+    #[comptime] start: usize,
+    #[comptime] layout: Layout,
+) -> (u32, u32) {
+    let high_bits = comptime!(layout.high_bits());
+    match comptime!(layout.format) {
+        TensorFormat::Q8_0 => {
+            let first = quants.extract(comptime!(2 * index)) ^ 0x8080_8080u32;
+            let second = quants.extract(comptime!(2 * index + 1)) ^ 0x8080_8080u32;
+            (first, second)
+        }
+        TensorFormat::Q4_0 => {
+            // A nibble less 8, in the upper half of a byte: its highest bit turned.
+            let word = quants.extract(index);
+            let even = ((word << 4u32) & 0xf0f0_f0f0u32) ^ 0x8080_8080u32;
+            let odd = (word & 0xf0f0_f0f0u32) ^ 0x8080_8080u32;
+            (even, odd)
+        }
+        TensorFormat::Q5_0 | TensorFormat::Q5_1 | TensorFormat::Q5_K | TensorFormat::Q6_K => {
+            let words_of_high = comptime!(4 / high_bits);
+            let high = side[comptime!(start + index / words_of_high)];
+            let place = (item * N::value() + index) as u32 & comptime!(words_of_high as u32 - 1);
+            let high = high >> (place * comptime!(2 * high_bits as u32));
+            let mask = comptime!(((1u32 << high_bits) - 1) * 0x1010_1010);
+            let word = quants.extract(index);
+            let even = (word & LOW_NIBBLES) | ((high << 4u32) & mask);
+            let odd = ((word >> 4u32) & LOW_NIBBLES) | ((high << comptime!(4 - high_bits as u32)) & mask);
+            let bias = comptime!(bias(layout.format) as u32 * 0x0101_0101);
+            if comptime!(bias > 0) {
+                // The highest bits keep bytes from borrowing of each other.
+                let even = ((even | 0x8080_8080u32) - bias) ^ 0x8080_8080u32;
+                let odd = ((odd | 0x8080_8080u32) - bias) ^ 0x8080_8080u32;
+                (even, odd)
+            } else {
+                (even, odd)
+            }
+        }
+        _ => {
+            let word = quants.extract(index);
+            (word & LOW_NIBBLES, (word >> 4u32) & LOW_NIBBLES)
+        }
+    }
+}
+
+/// What the bytes of [`integer_octet`] are multiplied by.
+pub(crate) const fn integer_factor(format: TensorFormat) -> f32 {
+    match format {
+        TensorFormat::Q4_0 => 16.0,
+        _ => 1.0,
     }
 }
 

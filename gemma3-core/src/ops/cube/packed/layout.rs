@@ -91,6 +91,11 @@ impl Layout {
         Ok(Self { format, rows, cols })
     }
 
+    /// Whether weights are integers with scales of their blocks.
+    pub const fn has_blocks(&self) -> bool {
+        !matches!(self.format, TensorFormat::F32 | TensorFormat::F16 | TensorFormat::BF16)
+    }
+
     /// Weights in a word of the quants.
     pub const fn weights_per_word(&self) -> usize {
         match self.format {

@@ -5,14 +5,17 @@ mod layout;
 mod relayout;
 mod rows;
 
-pub use layout::{Layout, PackError};
 pub(crate) use layout::Scales;
-pub(crate) use rows::rows;
+pub use layout::{Layout, PackError};
 use relayout::PackedWords;
+pub(crate) use rows::rows;
 
 use crate::matrix::blocks::BlockError;
 
-pub(crate) use decode::{Quad, fetch_side, half_to_f32, quad, quads_of_span, scale_pair, side_words_of_item};
+pub(crate) use decode::{
+    Quad, fetch_side, half_to_f32, integer_factor, integer_octet, quad, quads_of_span, scale_pair,
+    side_words_of_item,
+};
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
@@ -69,7 +72,7 @@ fn put(client: &Client, buffer: &Handle, start: usize, words: Vec<u32>) {
         return;
     }
     let start = (start * size_of::<u32>()) as u64;
-    let end = buffer.size() - start - (words.len() * size_of::<u32>()) as u64;
+    let end = buffer.size_in_used() - start - (words.len() * size_of::<u32>()) as u64;
     let part = buffer.clone().offset_start(start).offset_end(end);
     client.write(&part, Bytes::from_elems(words));
 }

@@ -57,8 +57,8 @@ fn rows_kernel(
         #[unroll]
         for q in 0..quads {
             let (scale, minimum) =
-                scale_pair::<Const<4>>(&sides, item, comptime!(q / span_quads), 0usize, layout);
-            let w = quad::<Const<4>>(words, &sides, item, q, 0usize, layout);
+                scale_pair::<Const<4>>(&sides, item, comptime!(q / span_quads), 0usize, layout, false);
+            let w = quad::<Const<4>>(words, &sides, item, q, 0usize, layout, false);
             let w = fma(w, Quad::new(scale), Quad::new(minimum));
             let at = item * quads + q;
             if at < cols {

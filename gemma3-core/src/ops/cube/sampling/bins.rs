@@ -40,6 +40,17 @@ pub(crate) fn has_weight(distance: f32) -> bool {
     distance >= 0.0f32 && distance < VANISHING
 }
 
+/// The flags of a sequence. They decide over barriers, for which shading languages want to be told that all
+/// units of the cube read the same.
+#[cube]
+pub(crate) fn uniform_flags(parameters: &[u32], sequence: usize) -> u32 {
+    let mut shared = Shared::<[u32]>::new_slice(1usize);
+    if UNIT_POS == 0 {
+        shared[0] = parameters[sequence * PARAMETER_WORDS + FLAGS];
+    }
+    workgroup_uniform_load(&shared[0])
+}
+
 /// The second kernel: counts and weighs the tokens of each bin. Cube `[block, sequence]`.
 #[cube(launch_unchecked)]
 pub(crate) fn bins_kernel<N: Size>(
@@ -52,7 +63,7 @@ pub(crate) fn bins_kernel<N: Size>(
     let block = CUBE_POS_X as usize;
     let sequence = CUBE_POS_Y as usize;
     let own = sequence * comptime!(plan.work_of_sequence());
-    let flags = parameters[sequence * PARAMETER_WORDS + FLAGS];
+    let flags = uniform_flags(parameters, sequence);
     if flags & comptime!(HAS_TOP_K | HAS_TOP_P) != 0u32 && flags & GREEDY == 0u32 {
         let units = comptime!(groups.cube_units());
         let mut scratch = Shared::<[u32]>::new_slice(comptime!(scratch_words(groups).min(3 * units)));
@@ -101,7 +112,6 @@ pub(crate) fn bins_kernel<N: Size>(
 pub(crate) struct HeldBins {
     pub words: Array<u32>,
     pub before: Sum,
-    pub all: Sum,
 }
 
 /// Divides the bins among the units of a cube, in their order.
@@ -128,7 +138,7 @@ pub(crate) fn hold_bins(
         all.high = both.high;
     }
     let up_to = scan(scratch, &all, groups);
-    HeldBins { words, before: subtract_sums(&up_to, &all), all: up_to }
+    HeldBins { words, before: subtract_sums(&up_to, &all) }
 }
 
 /// Finds the bin with which the tokens reach a count, or a weight, above 0; `BINS`, with the sum of all in
@@ -159,13 +169,18 @@ pub(crate) fn search(
         before.high = after.high;
     }
     if UNIT_POS == comptime!(groups.cube_units() as u32 - 1) && !reaches(&before, &goal, by_count) {
-        store_found(found, comptime!(BINS as u32).runtime(), &before, &Sum { count: 0u32, low: 0u32, high: 0u32 });
+        store_found(
+            found,
+            comptime!(BINS as u32).runtime(),
+            &before,
+            &Sum { count: 0u32, low: 0u32, high: 0u32 },
+        );
     }
 }
 
 #[cube]
 pub(crate) fn reaches(sum: &Sum, goal: &Sum, #[comptime] by_count: bool) -> bool {
-    if comptime!(by_count) { sum.count >= goal.count } else { !less(&weight_of(&sum), &weight_of(&goal)) }
+    if comptime!(by_count) { sum.count >= goal.count } else { !less(&weight_of(sum), &weight_of(goal)) }
 }
 
 #[cube]
@@ -194,7 +209,7 @@ pub(crate) fn found_own(found: &[u32]) -> Sum {
 pub(crate) fn nucleus(parameters: &[u32], sequence: usize, all: &Sum) -> Sum {
     let at = sequence * PARAMETER_WORDS + TOP_P;
     let fraction = Wide { low: parameters[at], high: parameters[at + 1] };
-    let mass = fraction_of(&weight_of(&all), &fraction);
+    let mass = fraction_of(&weight_of(all), &fraction);
     let nothing = mass.low == 0u32 && mass.high == 0u32;
     Sum { count: 0u32, low: select(nothing, 1u32, mass.low), high: mass.high }
 }

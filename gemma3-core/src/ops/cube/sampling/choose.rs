@@ -39,7 +39,7 @@ pub(crate) fn choose_kernel(
         token[0] = best.id;
     }
     if comptime!(plan.draws) {
-        let flags = parameters[sequence * PARAMETER_WORDS + FLAGS];
+        let flags = uniform_flags(parameters, sequence);
         if flags & GREEDY == 0u32 {
             let top = from_order(best.order);
             draw(scores, parameters, work, &mut scratch, &mut token, top, flags, sequence, own, plan);
@@ -223,11 +223,7 @@ fn find_threshold(
     let range = Shared::<[Atomic<u32>]>::new_slice(2usize);
     let list = own + comptime!(plan.list_at());
     let held = hold_bins(work, own + comptime!(plan.bins_at()), scratch, groups);
-    let k = select(
-        flags & HAS_TOP_K != 0u32,
-        parameters[sequence * PARAMETER_WORDS + TOP_K],
-        0xffff_ffffu32,
-    );
+    let k = select(flags & HAS_TOP_K != 0u32, parameters[sequence * PARAMETER_WORDS + TOP_K], 0xffff_ffffu32);
     let goal = Sum { count: k, low: 0u32, high: 0u32 };
     search(&held, &mut found, &goal, true, groups);
     let bin = workgroup_uniform_load(&found[0]);

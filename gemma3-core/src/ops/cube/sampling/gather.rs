@@ -23,7 +23,7 @@ pub(crate) fn gather_kernel<N: Size>(
     let block = CUBE_POS_X as usize;
     let sequence = CUBE_POS_Y as usize;
     let own = sequence * comptime!(plan.work_of_sequence());
-    let flags = parameters[sequence * PARAMETER_WORDS + FLAGS];
+    let flags = uniform_flags(parameters, sequence);
     if flags & GREEDY == 0u32 {
         let mut scratch = Shared::<[u32]>::new_slice(comptime!(scratch_words(groups)));
         let mut by_count = Shared::<[u32]>::new_slice(FOUND);
@@ -42,7 +42,11 @@ pub(crate) fn gather_kernel<N: Size>(
         };
         if flags & comptime!(HAS_TOP_K | HAS_TOP_P) != 0u32 {
             let held = hold_bins(work, own + comptime!(plan.bins_at()), &mut scratch, groups);
-            let k = select(flags & HAS_TOP_K != 0u32, parameters[sequence * PARAMETER_WORDS + TOP_K], 0xffff_ffffu32);
+            let k = select(
+                flags & HAS_TOP_K != 0u32,
+                parameters[sequence * PARAMETER_WORDS + TOP_K],
+                0xffff_ffffu32,
+            );
             search(&held, &mut by_count, &Sum { count: k, low: 0u32, high: 0u32 }, true, groups);
             sync_cube();
             edges.top_k = by_count[0];

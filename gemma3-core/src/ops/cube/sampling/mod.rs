@@ -96,10 +96,24 @@ pub fn sample(client: &Client, plan: Sampling, buffers: Buffers<'_>) {
         if plan.draws {
             let scores = || argument(buffers.scores, plan.score_floats() / vector);
             bins_kernel::launch_unchecked(
-                client, over(blocks), plan.groups.dim(), vector, scores(), parameters(), work(), plan,
+                client,
+                over(blocks),
+                plan.groups.dim(),
+                vector,
+                scores(),
+                parameters(),
+                work(),
+                plan,
             );
             gather_kernel::launch_unchecked(
-                client, over(blocks), plan.groups.dim(), vector, scores(), parameters(), work(), plan,
+                client,
+                over(blocks),
+                plan.groups.dim(),
+                vector,
+                scores(),
+                parameters(),
+                work(),
+                plan,
             );
         }
         choose_kernel::launch_unchecked(

@@ -57,8 +57,10 @@ impl Sampling {
             block += least;
         }
         let hardware = &client.properties().hardware;
-        let choosing = if hardware.max_units_per_cube >= 1024 && machine.plane_operations { 512 } else { UNITS };
+        let choosing =
+            if hardware.max_units_per_cube >= 1024 && machine.plane_operations { 512 } else { UNITS };
         let groups = |units: usize| Groups {
+            plane_units: machine.lanes,
             lanes: machine.lanes,
             planes: units / machine.lanes,
             groups: 1,
@@ -76,13 +78,6 @@ impl Sampling {
             groups: groups(UNITS),
             choosing: groups(choosing),
         })
-    }
-
-    /// The same with another number of units for the kernel that chooses: 256, 512 or 1,024, where the device
-    /// has them.
-    pub fn with_choosing_units(mut self, units: usize) -> Self {
-        self.choosing.planes = units / self.choosing.lanes;
-        self
     }
 
     /// Cubes of a sequence.

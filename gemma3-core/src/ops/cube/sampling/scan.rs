@@ -62,8 +62,7 @@ pub(crate) fn scan(scratch: &mut [u32], sum: &Sum, #[comptime] groups: Groups) -
             sync_cube();
             if unit >= comptime!(1usize << step) {
                 let other = half + 3 * (unit - comptime!(1usize << step));
-                let before =
-                    Sum { count: scratch[other], low: scratch[other + 1], high: scratch[other + 2] };
+                let before = Sum { count: scratch[other], low: scratch[other + 1], high: scratch[other + 2] };
                 let both = add_sums(&all, &before);
                 all.count = both.count;
                 all.low = both.low;

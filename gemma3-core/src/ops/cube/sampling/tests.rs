@@ -106,7 +106,10 @@ impl Device {
 
     fn journals(&self) -> Vec<Journal> {
         let words = read_words(&self.client, &self.journal);
-        words.chunks(words.len() / self.plan.sequences).map(|words| Journal::of_words(words).unwrap()).collect()
+        words
+            .chunks(words.len() / self.plan.sequences)
+            .map(|words| Journal::of_words(words).unwrap())
+            .collect()
     }
 }
 
@@ -223,7 +226,11 @@ fn drawing_equals_the_host_with_every_option() {
             let logits = logits_of_kind(kind, vocabulary, &mut random);
             for options in &all {
                 let what = format!("{vocabulary} logits of kind {kind}, {options:?}");
-                let s = Sequence { seed: random.bits(), sequence: random.bits(), ..Sequence::new(options.clone()) };
+                let s = Sequence {
+                    seed: random.bits(),
+                    sequence: random.bits(),
+                    ..Sequence::new(options.clone())
+                };
                 compare(&client, &logits, &s, 24, &what);
             }
         }
@@ -246,7 +253,10 @@ fn suppression_penalties_and_biases_equal_the_host() {
                 presence_penalty: 0.4,
                 frequency_penalty: 0.15,
                 temperature: 0.9,
-                logit_bias: some(&mut random, n.min(300)).into_iter().map(|id| (id, random.unit() * 4.0)).collect(),
+                logit_bias: some(&mut random, n.min(300))
+                    .into_iter()
+                    .map(|id| (id, random.unit() * 4.0))
+                    .collect(),
                 ..SamplingOptions::default()
             });
             s.options.logit_bias.insert(id(&mut random), NONE);
@@ -352,7 +362,8 @@ fn draws_have_the_stated_frequencies() {
     let s = Sequence::new(options);
     let distribution = s.sampler().distribution(&mut logits.clone(), &s.history).unwrap();
     assert_eq!(distribution.len(), 8);
-    let all: Vec<Sequence> = (0..sequences as u64).map(|sequence| Sequence { sequence, ..s.clone() }).collect();
+    let all: Vec<Sequence> =
+        (0..sequences as u64).map(|sequence| Sequence { sequence, ..s.clone() }).collect();
     let plan = Sampling { journal: 200, adjusts: false, ..plan(&client, sequences, vocabulary) };
     let device = Device::new(&client, plan, &logits.repeat(sequences), &all);
     (0..200).for_each(|_| device.step());

@@ -6,7 +6,7 @@
 use cubecl::prelude::*;
 
 /// Bits behind the point: the most probable token weighs 2^44, and 2^19 of them together less than 2^64.
-pub(crate) const FRACTION_BITS: u32 = 44;
+const FRACTION_BITS: u32 = 44;
 /// Weights below the largest logit by this (`44 ln 2`) or more vanish.
 pub(crate) const VANISHING: f32 = 30.498;
 
@@ -47,8 +47,9 @@ pub(crate) fn weight(distance: f32) -> Wide {
     m = fma(m, r, 1.0f32);
     // Less than 2^25, and exact: m is at least 1/2.
     let mantissa = u32::cast_from(m * 16_777_216.0f32);
-    let left = select(n < 20u32, 20u32 - n, 0u32);
-    let right = select(n > 20u32, n - 20u32, 0u32);
+    let whole = comptime!(FRACTION_BITS - 24).runtime();
+    let left = select(n < whole, whole - n, 0u32);
+    let right = select(n > whole, n - whole, 0u32);
     let low = (mantissa << left) >> right;
     let high = select(left == 0u32, 0u32, mantissa >> ((32u32 - left) & 31u32));
     Wide { low: select(valid, low, 0u32), high: select(valid, high, 0u32) }
@@ -95,13 +96,13 @@ pub(crate) fn weight_of(sum: &Sum) -> Wide {
 
 #[cube]
 pub(crate) fn add_sums(a: &Sum, b: &Sum) -> Sum {
-    let weight = add(&weight_of(&a), &weight_of(&b));
+    let weight = add(&weight_of(a), &weight_of(b));
     Sum { count: a.count + b.count, low: weight.low, high: weight.high }
 }
 
 #[cube]
 pub(crate) fn subtract_sums(a: &Sum, b: &Sum) -> Sum {
-    let weight = subtract(&weight_of(&a), &weight_of(&b));
+    let weight = subtract(&weight_of(a), &weight_of(b));
     Sum { count: a.count - b.count, low: weight.low, high: weight.high }
 }
 

@@ -14,6 +14,7 @@ use crate::ops::cube::reduce::{Groups, group_of_cube, group_sum, unit_of_group};
 
 /// The tokens of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "a batch is what the tests compare with; steps have a kernel of their own")]
 pub enum Chunk {
     /// One token of each sequence of the cache, at positions of their own.
     Batch,

@@ -31,6 +31,8 @@ pub use heads::{Chunk, ChunkHeads, norm_rope_cache_chunk};
 pub(super) use plain::{KeyRows, PlainShape, full_kernel as plain_full_kernel};
 use tensor::TensorShape;
 pub use tensor::TensorTile;
+#[cfg(test)]
+pub(super) use tests::attended;
 
 /// A score below all others, where a shading language may lack infinity.
 pub(super) const LOWEST: f32 = -1e30;
@@ -74,7 +76,12 @@ impl PrefillPath {
     pub fn choose(client: &Client, attention: &PrefillAttention) -> Self {
         let long = attention.cache.head_dim > 128;
         let tiles = [
-            TensorTile { sixteens: if long { 1 } else { 2 }, planes: 4, groups: if long { 2 } else { 1 }, keys: 64 },
+            TensorTile {
+                sixteens: if long { 1 } else { 2 },
+                planes: 4,
+                groups: if long { 2 } else { 1 },
+                keys: 64,
+            },
             TensorTile { sixteens: 1, planes: 4, groups: 1, keys: 32 },
         ];
         let tile = tiles.into_iter().find(|tile| tile.runs(client, attention));
@@ -148,7 +155,8 @@ pub fn prefill_attention(
     match path {
         // SAFETY: as above.
         PrefillPath::Plain => unsafe {
-            let shape = PlainShape { heads: attention.heads, kv_heads, keys: KeyRows::of_cache(&attention.cache) };
+            let shape =
+                PlainShape { heads: attention.heads, kv_heads, keys: KeyRows::of_cache(&attention.cache) };
             plain::visible_kernel::launch_unchecked(
                 client,
                 shape.cubes(tokens, 1),
@@ -187,6 +195,7 @@ pub fn prefill_attention(
 
 /// Every query of each sequence over all its keys, from a cache of halves that holds just them; the queries are
 /// multiplied by `factor`.
+#[allow(dead_code, reason = "kernels of the image encoder, which does not call them yet")]
 pub(super) fn tensor_full_attention(
     client: &Client,
     attention: PrefillAttention,

@@ -51,6 +51,7 @@ impl KeyRows {
     }
 
     /// In f32 \[sequences * tokens, heads * head_dim\].
+    #[allow(dead_code, reason = "kernels of the image encoder, which does not call them yet")]
     pub const fn of_rows(tokens: usize, heads: usize, head_dim: usize) -> Self {
         let row = heads * head_dim / 4;
         let format = CacheFormat::F32;
@@ -195,8 +196,8 @@ fn attend<N: Size>(
     let staged_row = unit / SLICE;
     let staged_quad = unit % SLICE;
     let query_row = min(first_row + staged_row, rows - 1);
-    let query_start = ((first_query + query_row / shared_by) * heads + kv_head * shared_by + query_row % shared_by)
-        * quads;
+    let query_start =
+        ((first_query + query_row / shared_by) * heads + kv_head * shared_by + query_row % shared_by) * quads;
     // The four scores: rows `2 r` and the next, keys `k` and `k + 16`.
     let score_row = unit / 16 * 2;
     let score_key = unit % 16;
@@ -254,7 +255,8 @@ fn attend<N: Size>(
             let key = score_key + comptime!(i % 2 * 16);
             let position = start + key as u32;
             let seen = position >= ranges[range] && position < ranges[comptime!(range + 1)] && position < end;
-            scores[(score_row + comptime!(i / 2)) * SCORES + key] = select(seen, products[i] * factor, LOWEST);
+            scores[(score_row + comptime!(i / 2)) * SCORES + key] =
+                select(seen, products[i] * factor, LOWEST);
         }
         sync_cube();
 
@@ -303,10 +305,8 @@ fn attend<N: Size>(
             while at < comptime!(value_rows * quads) {
                 let key = start + (part + at / quads) as u32;
                 let slot = (min(key, end - 1) % slots) as usize;
-                let value = load::<N>(
-                    values[source + slot * row_stride + at % quads],
-                    comptime!(shape.keys.format),
-                );
+                let value =
+                    load::<N>(values[source + slot * row_stride + at % quads], comptime!(shape.keys.format));
                 stage[at] = value;
                 at += UNITS;
             }
@@ -319,7 +319,8 @@ fn attend<N: Size>(
                 }
                 #[unroll]
                 for i in 0..share {
-                    let value = stage[key * quads + min(column + comptime!(i * COLUMNS), comptime!(quads - 1))];
+                    let value =
+                        stage[key * quads + min(column + comptime!(i * COLUMNS), comptime!(quads - 1))];
                     #[unroll]
                     for r in 0..HELD {
                         let at = comptime!(r * share + i);

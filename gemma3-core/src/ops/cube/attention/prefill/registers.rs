@@ -38,15 +38,21 @@ pub(super) fn wait_for_copies() {
     gpu_asm!("cp.async.wait_all;");
 }
 
-/// A barrier of `units` of the cube's units, those of `group`.
+/// A barrier of `units` of the cube's units, those of one of two groups. Which barrier is a constant of the
+/// branch: a register would take all that the multiprocessor has.
 #[cube]
 pub(super) fn sync_group(group: u32, #[comptime] units: usize) {
-    let barrier = group + 1;
-    gpu_asm!("bar.sync {barrier}, {units};", barrier = in(_) barrier, units = const units);
+    if group == 0 {
+        gpu_asm!("bar.sync 1, {units};", units = const units);
+    } else {
+        gpu_asm!("bar.sync 2, {units};", units = const units);
+    }
 }
 
 #[cube]
 pub(super) fn store_shared(to: u32, words: Words) {
+    // Read here: a mutable variable would reach the assembler as its address.
+    let words = Words::reinterpret(words);
     gpu_asm!("st.shared.v4.b32 [{to}], {words};", to = in(_) to, words = in(_) words);
 }
 

@@ -9,7 +9,7 @@
 //! The halves are those of the cache, so keys and values are as exact as the cache is: bf16 for values of any
 //! size, f16 where they entered an f16 cache (and were bounded there). Queries are rounded to the same format:
 //! after their norm none exceeds `sqrt(head_dim)` times the largest scale, far below f16's largest. A score
-//! therefore differs from that of f32 queries by at most `2^-9` (bf16) or `2^-12` (f16) of
+//! therefore differs from that of f32 queries by at most `2^-8` (bf16) or `2^-11` (f16) of
 //! `sum |q_i k_i|`. Weights are at most 1 and rounded the same way, so a result differs by that share of
 //! `sum weight |v|` for them.
 
@@ -162,8 +162,8 @@ pub(super) fn visible_kernel(
     let (all_first, end) = visible_range(visible, last_row / shared_by, slots);
     let end = min(end, first + slots);
     attend(
-        queries, keys, values, out, &ranges, first, end, all_first, all_end, first_row, tokens, sequence, factor,
-        shape,
+        queries, keys, values, out, &ranges, first, end, all_first, all_end, first_row, tokens, sequence,
+        factor, shape,
     );
 }
 
@@ -188,9 +188,7 @@ pub(super) fn full_kernel(
     let first_row = CUBE_POS_X as usize * comptime!(shape.rows());
     let end = slots.runtime();
     let zero = 0u32.runtime();
-    attend(
-        queries, keys, values, out, &ranges, zero, end, zero, end, first_row, tokens, zero, factor, shape,
-    );
+    attend(queries, keys, values, out, &ranges, zero, end, zero, end, first_row, tokens, zero, factor, shape);
 }
 
 /// The keys that a query sees. Whatever the buffer holds, they are at most as many as there are slots.
@@ -243,9 +241,8 @@ fn attend(
     sync_cube();
 
     // Rows of 16 for the fragments of queries, of 8 for those of keys and values.
-    let query_row = base
-        + (plane * comptime!(16 * tile.sixteens as u32) + lane % 16) * stride
-        + lane / 16 * 16;
+    let query_row =
+        base + (plane * comptime!(16 * tile.sixteens as u32) + lane % 16) * stride + lane / 16 * 16;
     let key_row = keys_at + (lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 16;
     let value_row = values_at + lane % 16 * stride + lane / 16 * 16;
 
@@ -282,7 +279,7 @@ fn attend(
 
     while start < end {
         wait_for_copies();
-        sync_group(group, comptime!(shape.group_units()));
+        wait_for_group(group, shape);
         copy_block(values, source, start, end, values_at, shape);
 
         let mut scores = Array::<Quad>::new(comptime!(tile.sixteens * columns));
@@ -298,7 +295,8 @@ fn attend(
                 if comptime!(shape.holds_queries()) {
                     query[m] = held[comptime!(m * chunks.div_ceil(2) + k)];
                 } else {
-                    query[m] = load_matrices(query_row + comptime!((16 * m * shape.stride() + 32 * k) as u32));
+                    query[m] =
+                        load_matrices(query_row + comptime!((16 * m * shape.stride() + 32 * k) as u32));
                 }
             }
             #[unroll]
@@ -346,7 +344,7 @@ fn attend(
         soften(&mut scores, &mut largest, &mut sums, &mut attended, factor, shape);
 
         wait_for_copies();
-        sync_group(group, comptime!(shape.group_units()));
+        wait_for_group(group, shape);
         copy_block(keys, source, start + step, end, keys_at, shape);
         #[unroll]
         for k in 0..comptime!(columns / 2) {
@@ -405,6 +403,16 @@ fn attend(
     }
 }
 
+/// A barrier of the group.
+#[cube]
+fn wait_for_group(group: u32, #[comptime] shape: TensorShape) {
+    if comptime!(shape.tile.groups > 1) {
+        sync_group(group, comptime!(shape.group_units()));
+    } else {
+        sync_cube();
+    }
+}
+
 /// Starts the copies of a block of keys or values; those after `end` are zeros.
 #[cube]
 fn copy_block(from: &[Words], source: usize, start: u32, end: u32, to: u32, #[comptime] shape: TensorShape) {
@@ -452,10 +460,7 @@ fn stage_queries(queries: &[Quad], to: u32, first_row: usize, tokens: u32, #[com
         words.insert(1usize, halves(left.extract(2usize), left.extract(3usize), half));
         words.insert(2usize, halves(right.extract(0usize), right.extract(1usize), half));
         words.insert(3usize, halves(right.extract(2usize), right.extract(3usize), half));
-        store_shared(
-            to + (at / chunks) as u32 * comptime!(shape.stride() as u32) + chunk as u32 * 16,
-            words,
-        );
+        store_shared(to + (at / chunks) as u32 * comptime!(shape.stride() as u32) + chunk as u32 * 16, words);
         at += units;
     }
 }

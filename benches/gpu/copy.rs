@@ -1,0 +1,27 @@
+//! What the device copies: the limit of everything that reads memory.
+
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use gemma3::Device;
+
+/// Numbers of f32 in the array: 512 MiB, beyond any cache.
+const NUMBERS: usize = 1 << 27;
+/// Passes that are timed together.
+const PASSES: usize = 20;
+
+/// Bytes read and written in 1e9 a second, the best of several rounds of `y = 1.5 x`.
+pub fn bandwidth(device: &Device) -> f64 {
+    let x = Tensor::<1>::ones([NUMBERS], device);
+    let mut best = 0.0_f64;
+    for _ in 0..5 {
+        device.sync().expect("the device works");
+        let begun = Instant::now();
+        for _ in 0..PASSES {
+            let _ = x.clone().mul_scalar(1.5);
+        }
+        device.sync().expect("the device works");
+        best = best.max((PASSES * NUMBERS * 8) as f64 / begun.elapsed().as_secs_f64() / 1e9);
+    }
+    best
+}
