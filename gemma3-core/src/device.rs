@@ -83,6 +83,7 @@ pub fn open(name: &str) -> Result<Device, DeviceError> {
 /// Has a GPU's runtime find its device now, while nobody else looks for one.
 fn prepare(device: &Device) {
     #[cfg(feature = "cube")]
+    #[allow(irrefutable_let_patterns, reason = "where only GPUs are built in, nothing else is left")]
     if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
         let _ = device.client();
     }

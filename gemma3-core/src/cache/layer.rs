@@ -60,6 +60,8 @@ impl LayerCache {
 }
 
 /// A layer as a pass over plain tensors sees it, wherever it lies.
+// A view lives for one call, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum LayerView<'a> {
     /// In tensors of burn's.
     Tensors(&'a mut LayerCache),

@@ -249,7 +249,7 @@ impl Decoder {
         gpu: &GpuDecoder,
         segments: &mut [Segment<'_>],
         logits: Logits,
-    ) -> Result<Option<(Vec<f32>, [usize; 2])>, ForwardError> {
+    ) -> Result<Option<LogitRows>, ForwardError> {
         if segments.is_empty() {
             return Err(ForwardError::EmptyInput);
         }
@@ -375,6 +375,10 @@ impl Row<'_> {
         })
     }
 }
+
+/// Logits row by row, and their shape.
+#[cfg(feature = "cube")]
+type LogitRows = (Vec<f32>, [usize; 2]);
 
 #[cfg(feature = "cube")]
 fn segment_tokens(input: &SegmentInput<'_>) -> usize {

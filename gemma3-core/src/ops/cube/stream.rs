@@ -78,6 +78,7 @@ impl fmt::Debug for Stream {
 impl Stream {
     /// A new stream on a device; `None` if it is none of cubecl's.
     pub(crate) fn open(device: &Device) -> Option<Self> {
+        #[allow(irrefutable_let_patterns, reason = "where only GPUs are built in, nothing else is left")]
         let DispatchDevice::Cube(device) = device.as_dispatch() else { return None };
         let mut client = device.client();
         let value = NEXT_STREAM.fetch_add(1, Ordering::Relaxed);

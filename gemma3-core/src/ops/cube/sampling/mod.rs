@@ -18,6 +18,14 @@
 //! Weights are whole multiples of 2^-44 of the largest, so their sums are exact in any order. The host's are
 //! f64: a token can differ from the host's only where a threshold, or the draw, lies within the rounding of
 //! f32 exponentials (about 1e-7) of the boundary between two.
+#![allow(
+    clippy::manual_range_contains,
+    clippy::assign_op_pattern,
+    clippy::panicking_overflow_checks,
+    clippy::excessive_precision,
+    clippy::needless_borrow,
+    reason = "kernels are written in a part of the language that lacks what is asked for"
+)]
 
 mod bins;
 mod choose;
