@@ -76,6 +76,10 @@ struct Arguments {
     #[arg(long, default_value = "")]
     card: String,
 
+    /// Measure the copy bandwidth alone and print it.
+    #[arg(long, hide = true)]
+    copy_only: bool,
+
     /// What cargo adds.
     #[arg(long, hide = true)]
     bench: bool,
@@ -84,7 +88,11 @@ struct Arguments {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     let device = device::open(&arguments.device)?;
-    let copy_gb_s = copy::bandwidth(&device);
+    if arguments.copy_only {
+        println!("{}", copy::bandwidth(&device));
+        return Ok(());
+    }
+    let copy_gb_s = copy::bandwidth_of_another_process(&arguments.device)?;
     println!("{} {}: copies at {copy_gb_s:.0} GB/s", arguments.card, arguments.device);
     let mut report = Report::new(copy_gb_s);
     for name in &arguments.models {
