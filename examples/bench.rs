@@ -63,8 +63,8 @@ struct Arguments {
     #[arg(long)]
     exact: bool,
 
-    /// In which numbers keys and values are kept: f32, bf16 or f16 [default: f16 on flex, f32 with --exact and
-    /// elsewhere].
+    /// In which numbers keys and values are kept: f32, bf16 or f16 [default: f16 on flex and GPUs, f32
+    /// with --exact and elsewhere].
     #[arg(long, value_name = "DTYPE", value_parser = parse_cache_dtype)]
     cache_dtype: Option<CacheDtype>,
 

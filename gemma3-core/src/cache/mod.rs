@@ -37,7 +37,7 @@ pub struct CacheOptions {
     /// better; the sliding-window layers keep one chunk more than their window.
     pub chunk: usize,
     /// In which numbers keys and values are kept. `None`: what suits the model, which is half precision (F16) on
-    /// flex unless the model is loaded with [`Precision::Exact`](crate::ops::Precision::Exact), and F32
+    /// flex and GPUs unless the model is loaded with [`Precision::Exact`](crate::ops::Precision::Exact), and F32
     /// elsewhere. Where there is no model ([`CacheOptions::bytes`], [`KvCache::new`]) `None` means F32.
     pub dtype: Option<CacheDtype>,
 }

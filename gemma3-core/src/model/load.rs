@@ -32,8 +32,8 @@ pub struct LoadOptions<'a> {
     pub check_finite: Option<bool>,
     /// How exact the products are. [`Precision::Exact`] is what the reference is compared with.
     pub precision: Precision,
-    /// Whether matrices of float formats are kept in fewer bits. Norms stay as they are. On devices other than
-    /// flex the numbers are the quantized ones and the memory is that of f32.
+    /// Whether matrices of float formats are kept in fewer bits. Norms stay as they are. On ndarray the
+    /// numbers are the quantized ones and the memory is that of f32.
     pub quantization: Quantization,
     /// Called after each tensor.
     pub progress: Option<&'a mut (dyn FnMut(LoadProgress) + Send)>,
