@@ -240,6 +240,20 @@ fn a_batch_of_steps_equals_its_sessions_one_by_one() {
 }
 
 #[test]
+fn the_same_seed_gives_the_same_tokens_again() {
+    let sampling = SamplingOptions { temperature: 1.2, top_k: 50, seed: Some(11), ..greedy(0).sampling };
+    let options = GenerateOptions { sampling, max_new_tokens: Some(60), ..GenerateOptions::default() };
+    on_every_device(|model| {
+        let run = || {
+            let mut session = session(model);
+            session.append(&ids(model, 12, 12)).expect("room");
+            generate(&mut session, &options)
+        };
+        assert_eq!(run(), run());
+    });
+}
+
+#[test]
 fn steps_end_where_the_cache_does() {
     on_every_device(|model| {
         let cache = CacheOptions { capacity: Some(24), chunk: 16, ..CacheOptions::default() };

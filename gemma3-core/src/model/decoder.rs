@@ -138,6 +138,10 @@ impl Decoder {
     /// [`ForwardError::UnknownToken`].
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor<2>, ForwardError> {
         self.check_ids(ids)?;
+        #[cfg(feature = "cube")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.embed(ids, &self.device);
+        }
         Ok(self.embedding.forward(ids))
     }
 

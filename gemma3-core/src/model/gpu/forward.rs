@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
+use burn::tensor::{Device, Tensor};
 use cubecl::bytes::Bytes;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -15,6 +16,7 @@ use crate::model::{ForwardError, Logits};
 use crate::ops::cube::attention::visible_ranges;
 use crate::ops::cube::copy::gather_rows;
 use crate::ops::cube::gemm::Rows;
+use crate::ops::cube::packed::rows;
 
 /// Consecutive tokens of one sequence.
 pub(crate) struct Sequence<'a> {
@@ -60,6 +62,22 @@ impl GpuDecoder {
         };
         // Read after the lock is given back: others may enqueue meanwhile.
         handles.map(|handle| self.stream.download(&handle)).transpose().map_err(Into::into)
+    }
+
+    /// The scaled embeddings of ids, \[ids, hidden\].
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub(crate) fn embed(&self, ids: &[u32], device: &Device) -> Result<Tensor<2>, ForwardError> {
+        let (client, hidden) = (self.stream.client(), self.sizes.hidden);
+        let out = client.empty((ids.len() * hidden).max(1) * size_of::<f32>());
+        if !ids.is_empty() {
+            let handle = self.stream.upload_words(ids);
+            let factor = self.sizes.embedding_factor;
+            rows(client, &self.weights.embedding, &handle, &out, ids.len(), factor);
+        }
+        Ok(self.stream.download_tensor(&out, [ids.len(), hidden], device)?)
     }
 
     /// Launches everything; returns the logits asked for.
