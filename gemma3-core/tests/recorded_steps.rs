@@ -8,11 +8,12 @@
 mod common;
 
 use common::{assert_close, devices, golden, load};
-use gemma3_core::cache::CacheOptions;
+use gemma3_core::cache::{CacheError, CacheOptions, KvCache};
+use gemma3_core::config::TextConfig;
 use gemma3_core::generate::{
     CancelHandle, FinishReason, GenerateOptions, Session, SessionOptions, generate_batch,
 };
-use gemma3_core::model::{Model, Segment, SegmentInput};
+use gemma3_core::model::{ForwardError, Model, Segment, SegmentInput};
 use gemma3_core::sampling::SamplingOptions;
 
 const TOLERANCE: f32 = 2e-4;
@@ -250,6 +251,22 @@ fn the_same_seed_gives_the_same_tokens_again() {
             generate(&mut session, &options)
         };
         assert_eq!(run(), run());
+    });
+}
+
+#[test]
+fn a_cache_for_other_heads_is_an_error_where_kernels_would_index_with_it() {
+    on_every_device(|model| {
+        if model.decoder().launches_per_block().is_none() {
+            return; // burn checks shapes itself.
+        }
+        let config = model.decoder().config();
+        let other = TextConfig { head_dim: config.head_dim * 2, ..config.clone() };
+        let options = CacheOptions { capacity: Some(16), chunk: 16, ..CacheOptions::default() };
+        let mut cache = KvCache::new(&other, &options, model.device()).expect("a cache");
+        let mut segments = [Segment { input: SegmentInput::Ids(&[1]), cache: &mut cache }];
+        let error = model.forward_last(&mut segments).expect_err("another model's");
+        assert!(matches!(error, ForwardError::Cache(CacheError::OtherHeads { .. })), "{error}");
     });
 }
 

@@ -120,6 +120,13 @@ impl DeviceCache {
         }
     }
 
+    /// Heads of keys, their width, and the device.
+    pub(crate) fn shape(&self) -> (usize, usize, String) {
+        let heads =
+            self.layers.first().map_or((0, 0), |layer| (layer.layout.kv_heads, layer.layout.head_dim));
+        (heads.0, heads.1, format!("{:?}", self.device))
+    }
+
     pub(super) fn layer_count(&self) -> usize {
         self.layers.len()
     }

@@ -69,10 +69,23 @@ pub enum CacheError {
         earliest: usize,
     },
     /// A dtype that the device's attention does not read.
-    #[error("a cache of {dtype:?} cannot be used on this device; only flex reads other dtypes than F32")]
+    #[error(
+        "a cache of {dtype:?} cannot be used on this device; only flex and GPUs read other dtypes than F32"
+    )]
     UnsupportedDtype {
         /// The dtype asked for.
         dtype: CacheDtype,
+    },
+    /// The cache was made for heads of another shape, or on another device.
+    #[error(
+        "the cache has {} heads of {} on {}, the model {} of {} on {}: it was made for another model",
+        cache.0, cache.1, cache.2, model.0, model.1, model.2
+    )]
+    OtherHeads {
+        /// Heads of keys, their width, and the device of the cache.
+        cache: (usize, usize, String),
+        /// The same of the model.
+        model: (usize, usize, String),
     },
     /// The cache was made for a model with another number of layers.
     #[error(

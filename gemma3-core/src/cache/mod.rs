@@ -144,7 +144,9 @@ impl KvCache {
             return Err(CacheError::UnsupportedDtype { dtype });
         }
         #[cfg(feature = "cube")]
-        if let Some(stream) = crate::ops::cube::stream::Stream::open(device) {
+        if config.head_dim.is_multiple_of(8)
+            && let Some(stream) = crate::ops::cube::stream::Stream::open(device)
+        {
             return Self::on_stream(config, options, device, &stream);
         }
         Self::with_layers(config, options, device, |slots| {

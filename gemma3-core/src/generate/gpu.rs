@@ -85,12 +85,16 @@ impl Session {
         while step.ahead() < ahead {
             step.send(cache)?;
         }
-        let tokens = step.receive()?;
-        // What is under way has written one slot more for each step.
+        let token = step.receive()?.into_iter().next().ok_or(GenerateError::EmptySession)?;
         let under_way = step.ahead();
-        self.cache.advance(1);
-        self.cache.note_written(under_way);
-        tokens.into_iter().next().ok_or(GenerateError::EmptySession)
+        if token.is_ok() {
+            self.cache.advance(1);
+            // What is under way has written one slot more for each step.
+            self.cache.note_written(under_way);
+        } else {
+            self.cache.note_written(under_way + 1);
+        }
+        Ok(token)
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use super::batch::Row;
 use super::gpu::AHEAD;
 use super::{CancelHandle, FinishReason, GenerateError, Token};
+use crate::cache::DeviceCache;
 use crate::model::Model;
 use crate::model::gpu::{Choice, DecodeStep};
 
@@ -30,7 +31,7 @@ pub(super) fn run(
         }
     }
     let mut caches: Vec<_> = rows.iter_mut().filter_map(|row| row.session.cache.on_device()).collect();
-    let Some(mut together) = crate::cache::DeviceCache::gather(&mut caches) else { return Ok(false) };
+    let Some(mut together) = DeviceCache::gather(&mut caches) else { return Ok(false) };
     let tokens: Vec<u32> = rows.iter().filter_map(|row| row.session.ids().last().copied()).collect();
     let positions: Vec<u32> = rows.iter().map(|row| row.session.len() as u32 - 1).collect();
     let choices: Vec<Choice<'_>> = rows.iter().map(|row| row.stepper.choice(row.session)).collect();
@@ -39,6 +40,24 @@ pub(super) fn run(
         return Ok(false);
     }
     drop(choices);
+    let mut here = vec![true; rows.len()];
+    let result = steps(&mut step, &mut together, rows, &mut here, cancel, on_token);
+    // Those that were cancelled, and, after an error, all that were still going.
+    for (index, row) in rows.iter_mut().enumerate().filter(|(index, _)| here[*index]) {
+        take_back(&together, index, row);
+    }
+    result.map(|()| true)
+}
+
+/// Steps until all rows have ended. `here` are those whose newest entries are not in their own cache yet.
+fn steps(
+    step: &mut DecodeStep,
+    together: &mut DeviceCache,
+    rows: &mut [Row<'_>],
+    here: &mut [bool],
+    cancel: &CancelHandle,
+    on_token: &mut dyn FnMut(usize, &Token) -> ControlFlow<()>,
+) -> Result<(), GenerateError> {
     while rows.iter().any(Row::is_active) {
         if cancel.is_cancelled() {
             rows.iter_mut().filter(|row| row.is_active()).for_each(|row| {
@@ -51,7 +70,7 @@ pub(super) fn run(
             rows.iter().filter(|row| row.is_active()).map(|row| row.session.capacity() - row.session.len());
         let ahead = AHEAD.min(room.min().unwrap_or(0)).max(1);
         while step.ahead() < ahead {
-            step.send(&mut together)?;
+            step.send(together)?;
         }
         let tokens = step.receive()?;
         let under_way = step.ahead();
@@ -68,20 +87,17 @@ pub(super) fn run(
                 row.stopped_by_caller = true;
             }
             row.tokens.push(token);
-            if !row.is_active()
-                && let Some(cache) = row.session.cache.on_device()
-            {
-                together.take_back(index, cache);
+            if !row.is_active() {
+                take_back(together, index, row);
+                here[index] = false;
             }
         }
     }
-    // Those that were cancelled.
-    for (index, row) in rows.iter_mut().enumerate() {
-        if row.stepper.finish_reason() == Some(FinishReason::Cancelled)
-            && let Some(cache) = row.session.cache.on_device()
-        {
-            together.take_back(index, cache);
-        }
+    Ok(())
+}
+
+fn take_back(together: &DeviceCache, index: usize, row: &mut Row<'_>) {
+    if let Some(cache) = row.session.cache.on_device() {
+        together.take_back(index, cache);
     }
-    Ok(true)
 }

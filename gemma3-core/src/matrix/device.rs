@@ -47,7 +47,15 @@ impl DeviceMatrix {
         let out = client.empty(count * all * size_of::<f32>());
         let result = self.stream.upload_tensor(x).and_then(|x| {
             let (x, rows) = (Rows::f32(&x), Rows::f32(&out));
-            gemm::launch(client, Plan::Exact { unit_m: 1 }, &x, &self.stack, Output::plain(&rows), count);
+            gemm::launch(
+                client,
+                Plan::Exact { unit_m: 1 },
+                &x,
+                &self.stack,
+                Output::plain(&rows),
+                count,
+                None,
+            );
             let out = self.stream.download_tensor(&out, [count, all], &device);
             out.map_err(|error| error.to_string())
         });

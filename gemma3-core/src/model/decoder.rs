@@ -275,7 +275,14 @@ impl Decoder {
             counts.push(segment_tokens(&segment.input));
             let (cache_layers, model_layers) = (segment.cache.layer_count(), self.blocks.len());
             let other = CacheError::OtherModel { cache_layers, model_layers };
-            sequences.push(Sequence { input, position, cache: segment.cache.on_device().ok_or(other)? });
+            let cache = segment.cache.on_device().ok_or(other)?;
+            let (kv_heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
+            let shape = (kv_heads, head_dim, format!("{:?}", self.device));
+            // Kernels index with the cache's sizes.
+            if cache.shape() != shape {
+                return Err(CacheError::OtherHeads { cache: cache.shape(), model: shape }.into());
+            }
+            sequences.push(Sequence { input, position, cache });
         }
         let rows = gpu.forward(&mut sequences, logits)?;
         for (segment, count) in segments.iter_mut().zip(counts) {

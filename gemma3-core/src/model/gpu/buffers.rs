@@ -1,10 +1,12 @@
 //! What a pass writes beside the cache.
 
-use cubecl::client::Client;
+use std::sync::Arc;
+
 use cubecl::server::Handle;
 
-use super::{GpuDecoder, Sizes};
-use crate::ops::cube::gemm::{RowFormat, Rows};
+use super::GpuDecoder;
+use crate::ops::cube::gemm::{Rows, scratch_bytes};
+use crate::ops::cube::packed::PackedMatrix;
 
 /// Buffers of a pass of some rows; f32 where nothing else is said. What they hold is of no use after it.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub(super) struct Inputs {
     pub(super) attended: Rows,
     /// \[rows, intermediate\].
     pub(super) gated: Rows,
+    /// Sums of products whose columns are divided, if any are of exactly so many rows.
+    pub(super) parts: Option<Handle>,
 }
 
 impl Buffers {
@@ -69,19 +73,33 @@ impl Buffers {
                 part: empty(sizes.qkv().max(sizes.intermediate)),
                 gate_up: empty(2 * sizes.intermediate),
             }),
-            inputs: (rows >= decoder.many_rows())
-                .then(|| Inputs::new(client, sizes, decoder.processor.row_format(decoder.precision), rows)),
+            inputs: (rows >= decoder.many_rows()).then(|| Inputs::new(decoder, rows)),
         }
     }
 }
 
 impl Inputs {
-    fn new(client: &Client, sizes: &Sizes, format: RowFormat, rows: usize) -> Self {
+    fn new(decoder: &GpuDecoder, rows: usize) -> Self {
+        let (client, sizes) = (decoder.stream.client(), &decoder.sizes);
+        let format = decoder.processor.row_format(decoder.precision);
         let empty = |cols| Rows::empty(client, format, rows, cols);
+        let bytes = |matrix: &Arc<PackedMatrix>, gated| {
+            scratch_bytes(&decoder.processor, &matrix.layout, format, rows, gated)
+        };
+        let layers = decoder.weights.layers.iter().flat_map(|layer| {
+            let projections = layer.qkv.parts.iter().chain([&layer.output, &layer.down]);
+            let plain = projections.map(|matrix| bytes(matrix, false));
+            // Gate and up are one product, or two where they lie apart.
+            let gate_up =
+                layer.gate_up.parts.iter().map(|matrix| bytes(matrix, true).max(bytes(matrix, false)));
+            plain.chain(gate_up).collect::<Vec<_>>()
+        });
+        let most = layers.max().unwrap_or(0).max(bytes(&decoder.weights.head, false));
         Self {
             normed: empty(sizes.hidden),
             attended: empty(sizes.attended()),
             gated: empty(sizes.intermediate),
+            parts: (most > 0).then(|| client.empty(most)),
         }
     }
 }

@@ -135,7 +135,7 @@ impl GpuDecoder {
         let inputs = (count >= self.many_rows())
             .then(|| Rows::empty(client, self.processor.row_format(self.precision), count, hidden));
         let residual = residual.of(&x, &branch, &next);
-        self.launch_head(&residual, &logits, count, &empty(hidden), inputs.as_ref());
+        self.launch_head(&residual, &logits, count, &empty(hidden), inputs.as_ref().map(|rows| (rows, None)));
         logits
     }
 

@@ -53,7 +53,12 @@ pub(crate) struct GpuDecoder {
     precision: Precision,
     /// Of passes of many rows, which follow each other on the stream and so can share them.
     buffers: Mutex<Option<Buffers>>,
+    /// Held while a step is recorded.
+    records: Mutex<()>,
 }
+
+/// The widest head for which attention has been laid out and tested.
+const MAX_HEAD_DIM: usize = 256;
 
 /// Sizes that launches need.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +110,7 @@ impl GpuDecoder {
         let widths = [config.hidden_size, config.intermediate_size];
         let heads = config.num_attention_heads.max(1);
         config.head_dim.is_multiple_of(8)
+            && config.head_dim <= MAX_HEAD_DIM
             && widths.iter().all(|width| width.is_multiple_of(4))
             && heads.is_multiple_of(config.num_key_value_heads.max(1))
     }
@@ -119,6 +125,7 @@ impl GpuDecoder {
             machine: Machine::of(stream.client()),
             processor: Processor::of(stream.client()),
             buffers: Mutex::new(None),
+            records: Mutex::new(()),
             weights: Weights::of(decoder, &stream)?,
             sizes: Sizes::of(&decoder.config),
             precision: decoder.precision,

@@ -136,21 +136,21 @@ impl GpuDecoder {
     }
 
     /// Final norm and head: logits \[rows, vocab\]. `normed` is scratch of \[rows, hidden\], `inputs` the same in
-    /// the format of products of many rows.
+    /// the format of products of many rows, and the scratch of these.
     pub(super) fn launch_head(
         &self,
         residual: &Residual<'_>,
         logits: &Handle,
         rows: usize,
         normed: &Handle,
-        inputs: Option<&Rows>,
+        inputs: Option<(&Rows, Option<&Handle>)>,
     ) {
         let client = self.stream.client();
         let (input, head) = (residual.input(&self.weights.final_norm, self.sizes.eps), &self.weights.head);
         match inputs {
-            Some(inputs) if rows >= self.many_rows() => {
+            Some((inputs, parts)) if rows >= self.many_rows() => {
                 write_rows(client, &self.machine, input, inputs, rows, self.sizes.hidden);
-                linear(client, &self.processor, inputs, head, Output::plain(&Rows::f32(logits)), rows);
+                linear(client, &self.processor, inputs, head, Output::plain(&Rows::f32(logits)), rows, parts);
             }
             _ => {
                 let tiling = self.tiling(head, rows, 1, true);
@@ -215,9 +215,26 @@ impl GpuDecoder {
                 gated(client, input, gate_up, &buffers.gated, rows, tiling);
             }
             ([gate_up], Some(inputs)) => {
-                linear(client, &self.processor, &inputs.normed, gate_up, Output::gated(&inputs.gated), rows);
+                let parts = inputs.parts.as_ref();
+                linear(
+                    client,
+                    &self.processor,
+                    &inputs.normed,
+                    gate_up,
+                    Output::gated(&inputs.gated),
+                    rows,
+                    parts,
+                );
                 let branch = Rows::f32(&buffers.branch);
-                linear(client, &self.processor, &inputs.gated, &layer.down, Output::plain(&branch), rows);
+                linear(
+                    client,
+                    &self.processor,
+                    &inputs.gated,
+                    &layer.down,
+                    Output::plain(&branch),
+                    rows,
+                    parts,
+                );
                 return;
             }
             _ => {
@@ -261,12 +278,12 @@ impl GpuDecoder {
         let client = self.stream.client();
         match (self.many(buffers, rows), input) {
             (Some(inputs), Input::Plain { x }) if place(inputs).format == RowFormat::F32 => {
-                let (x, out) = (Rows::f32(x), Rows::f32(out));
-                linear(client, &self.processor, &x, matrix, Output::plain(&out), rows);
+                let (x, out, parts) = (Rows::f32(x), Rows::f32(out), inputs.parts.as_ref());
+                linear(client, &self.processor, &x, matrix, Output::plain(&out), rows, parts);
             }
             (Some(inputs), _) => {
-                let out = Rows::f32(out);
-                linear(client, &self.processor, place(inputs), matrix, Output::plain(&out), rows);
+                let (out, parts) = (Rows::f32(out), inputs.parts.as_ref());
+                linear(client, &self.processor, place(inputs), matrix, Output::plain(&out), rows, parts);
             }
             (None, _) => {
                 let stage = !matches!(input, Input::Plain { .. });

@@ -7,7 +7,7 @@
 //! buffer of it that is not the weights' or the cache's.
 #![allow(unsafe_code, reason = "replays; `Recorded::run` says why the buffers of the record are alive")]
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Graph;
@@ -150,7 +150,7 @@ impl Recorded {
         decoder.launch_embedding(&buffers.tokens, &buffers.pass, rows);
         let step = Step { positions: &buffers.positions, cache: layers, scratch: &self.scratch };
         let residual = decoder.launch_layers(&Tokens::Step(step), &buffers.pass, rows);
-        let inputs = buffers.pass.inputs.as_ref().map(|inputs| &inputs.normed);
+        let inputs = buffers.pass.inputs.as_ref().map(|inputs| (&inputs.normed, inputs.parts.as_ref()));
         decoder.launch_head(&residual, &buffers.logits, rows, &buffers.pass.normed, inputs);
         if let Some(sampling) = &self.sampling {
             sampling.launch(decoder.stream.client(), buffers);
@@ -165,6 +165,8 @@ impl Recorded {
         layers: &[LayerBuffers],
     ) -> Result<(), ForwardError> {
         let client = decoder.stream.client();
+        // A stream records one step at a time.
+        let _turn = decoder.records.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = client.graph_prepare().is_ok();
         self.launch(decoder, buffers, layers);
         if !prepared {
@@ -173,7 +175,10 @@ impl Recorded {
         decoder.stream.wait()?;
         // Alone on the device: a launch of another thread on this stream would be recorded too.
         let record = || {
-            client.start_capture().ok()?;
+            if client.start_capture().is_err() {
+                let _ = client.stop_capture(); // It is no longer prepared.
+                return None;
+            }
             self.launch(decoder, buffers, layers);
             client.stop_capture().ok()
         };

@@ -30,7 +30,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::ops::cube::packed::PackedMatrix;
+use crate::ops::cube::packed::{Layout, PackedMatrix};
 use epilogue::Job;
 use exact::{ExactJob, SIDE, exact_kernel};
 use parts::{UNITS, parts_kernel};
@@ -58,8 +58,28 @@ impl<'a> Output<'a> {
     }
 }
 
+/// Bytes of scratch that [`linear`] uses, of a product whose columns are divided; 0 for others.
+pub fn scratch_bytes(
+    processor: &Processor,
+    layout: &Layout,
+    format: RowFormat,
+    rows: usize,
+    gated: bool,
+) -> usize {
+    match processor.plan(layout, format, rows, gated) {
+        Plan::Tensor(tile) => part_bytes(tile.split(tile.splits, layout).splits, layout, rows),
+        Plan::Exact { .. } => 0,
+    }
+}
+
+fn part_bytes(splits: usize, layout: &Layout, rows: usize) -> usize {
+    if splits > 1 { splits * rows * layout.rows * size_of::<f32>() } else { 0 }
+}
+
 /// `x Wᵀ` of `rows` rows, by the kernels that `processor` has for the format of `x`: exact ones for f32 rows,
 /// tensor cores for bf16 rows. [`Processor::row_format`] says which rows to make.
+/// `scratch` of [`scratch_bytes`] is used where it is large enough; a recorded product needs it, since what is
+/// allocated here is free for others afterwards.
 ///
 /// # Panics
 /// Exact products have f32 outputs only.
@@ -70,16 +90,25 @@ pub fn linear(
     matrix: &PackedMatrix,
     out: Output<'_>,
     rows: usize,
+    scratch: Option<&Handle>,
 ) {
     let plan = processor.plan(&matrix.layout, x.format, rows, out.gated);
-    launch(client, plan, x, matrix, out, rows);
+    launch(client, plan, x, matrix, out, rows, scratch);
 }
 
 /// Launches a product as planned.
 ///
 /// # Panics
 /// If the plan doesn't fit the formats of `x` and `out`: f32 rows have exact plans and f32 outputs.
-pub fn launch(client: &Client, plan: Plan, x: &Rows, matrix: &PackedMatrix, out: Output<'_>, rows: usize) {
+pub fn launch(
+    client: &Client,
+    plan: Plan,
+    x: &Rows,
+    matrix: &PackedMatrix,
+    out: Output<'_>,
+    rows: usize,
+    scratch: Option<&Handle>,
+) {
     if rows == 0 {
         return;
     }
@@ -94,7 +123,7 @@ pub fn launch(client: &Client, plan: Plan, x: &Rows, matrix: &PackedMatrix, out:
         }
         Plan::Tensor(tile) => {
             assert_eq!(x.format, RowFormat::Bf16, "tensor cores multiply bf16");
-            launch_tensor(client, tile, &x.handle, matrix, out, rows);
+            launch_tensor(client, tile, &x.handle, matrix, out, rows, scratch);
         }
     }
 }
@@ -137,6 +166,7 @@ fn launch_tensor(
     matrix: &PackedMatrix,
     out: Output<'_>,
     rows: usize,
+    scratch: Option<&Handle>,
 ) {
     let layout = matrix.layout;
     let mut tile = tile.split(tile.splits, &layout);
@@ -182,7 +212,9 @@ fn launch_tensor(
     let part = Job { gated: false, format: RowFormat::F32, ..whole };
     let count = tiles(&part, rows);
     let floats = tile.splits * rows * layout.rows;
-    let parts = client.empty(floats * size_of::<f32>());
+    let bytes = part_bytes(tile.splits, &layout, rows);
+    let given = scratch.filter(|scratch| scratch.size_in_used() >= bytes as u64).cloned();
+    let parts = given.unwrap_or_else(|| client.empty(bytes));
     // SAFETY: as above.
     unsafe {
         tensor_kernel::launch_unchecked(

@@ -101,7 +101,7 @@ fn many_rows_are_multiplied_by_every_format() {
             let (tolerance, from) = precision(&plan);
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
             let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
-            launch(&client, plan, &x, &matrix, Output::plain(&out), rows);
+            launch(&client, plan, &x, &matrix, Output::plain(&out), rows, None);
             let expected = product(&to_f64(&numbers), &weights, cols);
             let what = format!("{format} {plan:?}");
             assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
@@ -122,7 +122,7 @@ fn any_number_of_rows_is_multiplied() {
             let tolerance = if from == RowFormat::F32 { EXACT } else { ROUNDED };
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
             let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
-            linear(&client, &processor, &x, &matrix, Output::plain(&out), rows);
+            linear(&client, &processor, &x, &matrix, Output::plain(&out), rows, None);
             let expected = product(&to_f64(&numbers), &weights, cols);
             assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &format!("{rows}"));
         }
@@ -158,7 +158,7 @@ fn gates_meet_their_up_projections() {
                 })
                 .collect();
             let out = poisoned_rows(&client, to, rows, outputs);
-            launch(&client, plan, &x, &matrix, Output::gated(&out), rows);
+            launch(&client, plan, &x, &matrix, Output::gated(&out), rows, None);
             let what = format!("{format} {plan:?}");
             assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
         }
