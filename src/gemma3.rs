@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::checkpoint::Checkpoint;
 use gemma3_core::generate as core_generate;
 use gemma3_core::generate::{CancelHandle, SessionOptions};
 use gemma3_core::model::{LoadError, LoadOptions, Model};
+use gemma3_core::{Device, device};
 use gemma3_tokenizer::{Bos, Message, Tokenizer, UserText};
 use gemma3_vision::{
     EncodedImage, Mmproj, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
@@ -47,6 +47,9 @@ struct Shared {
     stop_token_ids: Vec<u32>,
     suppressed_ids: Arc<[u32]>,
 }
+
+/// What capacities of a batch's caches are multiples of on a GPU.
+const BATCH_CAPACITY: usize = 1024;
 
 /// The weights of a model, opened and not yet on a device.
 struct Weights<'a> {
@@ -314,6 +317,34 @@ impl Gemma3 {
         Ok(core_generate::warm_up(self.model(), session, &self.core_options(options), progress)?)
     }
 
+    /// The same for [`generate_batch`](Self::generate_batch), [`respond`](Self::respond) and the like: `sequences`
+    /// prompts, the longest of `prompt_tokens` tokens. Kernels are those of the number of sequences and of the
+    /// longest prompt with what may be generated, up to the next 1,024 tokens.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`session_with`](Self::session_with) and of generating.
+    pub fn warm_up_batch(
+        &self,
+        sequences: usize,
+        prompt_tokens: usize,
+        options: &GenerateOptions,
+        progress: &mut dyn FnMut(core_generate::WarmUpProgress),
+    ) -> Result<(), Error> {
+        let cache = self.batch_cache(prompt_tokens, prompt_tokens, options);
+        let session = SessionOptions { cache, sequence: 0 };
+        let mut total = 1;
+        // Its prompts are computed one by one.
+        self.warm_up(&session, options, &mut |part| {
+            total = part.total + 1;
+            progress(core_generate::WarmUpProgress { total, ..part });
+        })?;
+        let options = vec![self.core_options(options); sequences];
+        core_generate::warm_up_batch(self.model(), &session, &options, &mut |_| {})?;
+        progress(core_generate::WarmUpProgress { done: total, total });
+        Ok(())
+    }
+
     /// Continues a text: `<bos>`, the prompt with special tokens read as such (as Hugging Face's `encode`
     /// does), then up to the end.
     ///
@@ -405,18 +436,30 @@ impl Gemma3 {
         prompts: &[Prompt],
         options: &GenerateOptions,
     ) -> Result<Vec<Generation>, Error> {
-        let longest = self.model().decoder().config().max_position_embeddings;
-        let room = options.max_new_tokens.unwrap_or(gemma3_core::cache::DEFAULT_CAPACITY);
+        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
         let mut sessions = Vec::with_capacity(prompts.len());
         for (sequence, prompt) in (0..).zip(prompts) {
-            // A cache of just the size that this sequence can reach.
-            let capacity = prompt.ids.len().saturating_add(room).clamp(1, longest);
-            let cache = CacheOptions { capacity: Some(capacity), ..CacheOptions::default() };
+            let cache = self.batch_cache(prompt.ids.len(), longest, options);
             let mut session = self.session_with(&SessionOptions { cache, sequence })?;
             session.append_prompt(prompt)?;
             sessions.push(session);
         }
         crate::text::generate_batch(&mut sessions, options, &CancelHandle::new())
+    }
+
+    /// The cache of a sequence of a batch, given the length of its prompt and of the longest.
+    fn batch_cache(&self, prompt: usize, longest: usize, options: &GenerateOptions) -> CacheOptions {
+        let most = self.model().decoder().config().max_position_embeddings;
+        let room = options.max_new_tokens.unwrap_or(gemma3_core::cache::DEFAULT_CAPACITY);
+        let capacity = if device::is_cpu(self.model().device()) {
+            // Of just the size that this sequence can reach.
+            prompt.saturating_add(room)
+        } else {
+            // Kernels are made for a size and step sequences of one size together: few sizes, and one for all.
+            longest.saturating_add(room).min(most).next_multiple_of(BATCH_CAPACITY)
+        };
+        CacheOptions { capacity: Some(capacity.clamp(1, most)), ..CacheOptions::default() }
     }
 
     /// A conversation.

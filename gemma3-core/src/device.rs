@@ -1,10 +1,15 @@
-//! Finding a device by name, without the panic that burn has for one that is not there.
+//! Finding a device by name, without the panic that burn has for one that is not there, and keeping what it compiles.
 
+mod kernels;
+
+pub use kernels::persist_kernels;
+
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, DeviceType};
 
-/// Why there is no such device.
+/// Why there is no such device, or why it can't keep its kernels.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
@@ -31,6 +36,33 @@ pub enum DeviceError {
         name: String,
         /// How many devices the backend found.
         found: usize,
+    },
+    /// This build can't keep kernels on disk.
+    #[error(
+        "this build keeps no kernels on disk: enable the cargo feature `persistence`, and the feature of a GPU's backend"
+    )]
+    PersistenceNotBuiltIn,
+    /// The folder for kernels can't be used.
+    #[error("kernels can't be kept in {}: {reason}", folder.display())]
+    KernelFolder {
+        /// The folder as given.
+        folder: PathBuf,
+        /// What the system says of it.
+        reason: String,
+    },
+    /// The program has no build id, by which kernels of one build are told from those of the next.
+    #[error(
+        "kernels can't be kept, because this program has no build id to tell them from those of another build; have the linker write one (GNU, LLVM: `--build-id`)"
+    )]
+    NoBuildId,
+    /// Where kernels are kept was decided before.
+    #[error(
+        "cubecl's settings are fixed already, by the application or by the use of a GPU, and keep {}; decide on the folder before the first GPU is opened, or in those settings (`compilation.cache` and `environment.path`)",
+        match kept { Some(folder) => format!("kernels in {}", folder.display()), None => "no kernels".to_owned() }
+    )]
+    KernelsDecided {
+        /// The folder in which kernels are kept; `None`: they are not.
+        kept: Option<PathBuf>,
     },
 }
 
@@ -148,6 +180,18 @@ pub fn is_cpu(device: &Device) -> bool {
         #[allow(unreachable_patterns)] // With CPU backends only, nothing is left.
         _ => false,
     }
+}
+
+/// Runs what waits for a GPU by burn's means (reads a tensor, synchronizes) while no decode step is being recorded.
+///
+/// CUDA records in a mode in which waiting for the device fails in any thread, and spoils the record. This library's own
+/// waits take turns with its records; an application whose other threads wait for the same GPU wraps them in this.
+/// Elsewhere it just runs `wait`.
+pub fn waiting<T>(wait: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "cube")]
+    return crate::ops::cube::stream::waiting(wait);
+    #[cfg(not(feature = "cube"))]
+    wait()
 }
 
 #[cfg(test)]

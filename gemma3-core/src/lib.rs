@@ -34,6 +34,8 @@ pub mod checkpoint;
 pub mod config;
 pub mod device;
 pub mod generate;
+#[cfg(feature = "cube")]
+pub mod gpu;
 pub mod matrix;
 pub mod model;
 pub mod ops;

@@ -164,8 +164,9 @@ fn segment_of(
     let (_, soft_tokens) = tensors.get(&format!("{name}.projector.output"))?;
     let image_id = index["ids"]["image"].as_u64().expect("the image id") as u32;
     let hidden = model.decoder().config().hidden_size;
-    let mut vectors =
-        model.decoder().embed(input).expect("embeddings").into_data().try_into_vec::<f32>().expect("f32");
+    let embeddings = model.decoder().embed(input).expect("embeddings");
+    let data = gemma3_core::device::waiting(|| embeddings.into_data());
+    let mut vectors = data.try_into_vec::<f32>().expect("f32");
     let mut soft_tokens = soft_tokens.chunks_exact(hidden);
     let mut images: Vec<std::ops::Range<usize>> = Vec::new();
     for (row, id) in input.iter().enumerate().filter(|(_, id)| **id == image_id) {

@@ -1,9 +1,6 @@
 //! From images to soft tokens: preprocessing, crops, and passes through the encoder within a bound of
 //! memory.
 
-use std::ops::ControlFlow;
-
-use burn::tensor::{DType, Tensor, TensorCreationOptions, TensorData};
 use gemma3_core::generate::CancelHandle;
 
 use crate::error::VisionError;
@@ -117,18 +114,10 @@ impl VisionModel {
 
     /// One forward pass.
     fn pass(&self, views: &[&View], cancel: Option<&CancelHandle>) -> Result<Vec<SoftTokens>, VisionError> {
-        let side = self.config().image_size;
         let preprocess =
             || views.iter().flat_map(|view| self.preprocessor().pixel_values(&view.image)).collect();
         let pixel_values: Vec<f32> = self.threads().run(preprocess);
-        let options = TensorCreationOptions::new(self.device().clone()).with_dtype(DType::F32);
-        let data = TensorData::new(pixel_values, [views.len(), 3, side, side]);
-        let pixel_values = Tensor::<4>::from_data(data, options);
-        let mut observe = |_, _: &Tensor<2>| match cancel.is_some_and(CancelHandle::is_cancelled) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        };
-        let output = self.forward_observed(pixel_values, &mut observe)?;
+        let output = self.forward_values(pixel_values, views.len(), cancel)?;
         let [count, tokens, hidden] = output.dims();
         let vectors = output.reshape([count * tokens, hidden]);
         Ok((0..count).map(|i| SoftTokens::new(vectors.clone().narrow(0, i * tokens, tokens))).collect())

@@ -42,6 +42,12 @@ pub enum VisionError {
         /// The shape given.
         found: [usize; 4],
     },
+    /// The device failed.
+    #[error("the device failed: {reason}")]
+    Device {
+        /// What it said.
+        reason: String,
+    },
     /// Encoding was cancelled.
     #[error("encoding the image was cancelled")]
     Cancelled,

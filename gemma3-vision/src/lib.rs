@@ -32,6 +32,8 @@
 mod cache;
 mod encode;
 mod error;
+#[cfg(feature = "cube")]
+mod gpu;
 mod load;
 mod model;
 pub mod preprocess;

@@ -1,21 +1,38 @@
 //! From weights to an encoder on a device, tensor by tensor.
 
 use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
+#[cfg(feature = "cube")]
+use gemma3_core::checkpoint::TensorFormat;
+use gemma3_core::checkpoint::TensorView;
+#[cfg(feature = "cube")]
+use gemma3_core::gpu::Gpu;
 use gemma3_core::matrix::{Matrix, Quantization};
 use gemma3_core::model::{LoadError, LoadProgress, RmsNorm, expand_checked, load_matrix};
 use gemma3_core::ops::Precision;
 
+#[cfg(feature = "cube")]
+use crate::gpu::GpuEncoder;
 use crate::model::VisionLoadOptions;
 use crate::projector::Projector;
 use crate::siglip::{Attention, EncoderLayer, LayerNorm, Linear, Mlp, PatchEmbedding, Tower};
 use crate::weights::{EncoderTensor, Parameter, VisionTensor, VisionWeights};
+
+/// An encoder on a device.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) tower: Tower,
+    pub(crate) projector: Projector,
+    /// The same as launches of kernels, where they can run it.
+    #[cfg(feature = "cube")]
+    pub(crate) gpu: Option<GpuEncoder>,
+}
 
 /// Loads encoder and projector onto `device`. Holds one tensor in host memory at a time.
 pub(crate) fn load(
     weights: &VisionWeights<'_>,
     device: &Device,
     options: VisionLoadOptions<'_>,
-) -> Result<(Tower, Projector), LoadError> {
+) -> Result<Loaded, LoadError> {
     let mut loader = Loader {
         weights,
         device,
@@ -24,6 +41,8 @@ pub(crate) fn load(
         progress: options.progress,
         loaded_bytes: 0,
         total_bytes: weights.total_bytes(),
+        #[cfg(feature = "cube")]
+        gpu: Gpu::open(device, options.precision).filter(|_| GpuEncoder::supports(weights.config())),
     };
     let config = weights.config();
     let embeddings = PatchEmbedding {
@@ -42,7 +61,13 @@ pub(crate) fn load(
         patches_per_side: config.patches_per_side(),
         tokens_per_side: weights.tokens_per_image().isqrt(),
     };
-    Ok((Tower { embeddings, layers, post_layernorm }, projector))
+    let tower = Tower { embeddings, layers, post_layernorm };
+    Ok(Loaded {
+        #[cfg(feature = "cube")]
+        gpu: loader.gpu.map(|gpu| GpuEncoder::new(gpu, &tower, &projector, config)).transpose()?,
+        tower,
+        projector,
+    })
 }
 
 struct Loader<'a, 'p> {
@@ -53,6 +78,9 @@ struct Loader<'a, 'p> {
     progress: Option<&'p mut (dyn FnMut(LoadProgress) + Send)>,
     loaded_bytes: u64,
     total_bytes: u64,
+    /// Where the matrices go, if kernels run the encoder.
+    #[cfg(feature = "cube")]
+    gpu: Option<Gpu>,
 }
 
 impl Loader<'_, '_> {
@@ -75,9 +103,22 @@ impl Loader<'_, '_> {
     fn linear(&mut self, of: impl Fn(Parameter) -> VisionTensor) -> Result<Linear, LoadError> {
         let view = self.weights.tensor(of(Parameter::Weight))?;
         let bytes = view.bytes.len() as u64;
-        let weight = load_matrix(view, self.device, self.precision, Quantization::None, self.check_finite)?;
+        let weight = self.matrix(view)?;
         self.report(bytes);
         Ok(Linear { weight, bias: self.vector(of(Parameter::Bias))? })
+    }
+
+    fn matrix(&self, view: TensorView<'_>) -> Result<Matrix, LoadError> {
+        #[cfg(feature = "cube")]
+        if let Some(gpu) = &self.gpu {
+            if self.check_finite {
+                expand_checked(&view, true)?;
+            }
+            let tensor = view.file_name.to_owned();
+            let matrix = gpu.matrix(view, self.device);
+            return matrix.map_err(|error| LoadError::Matrix { tensor, problem: error.to_string() });
+        }
+        load_matrix(view, self.device, self.precision, Quantization::None, self.check_finite)
     }
 
     fn layer_norm(&mut self, of: impl Fn(Parameter) -> VisionTensor) -> Result<LayerNorm, LoadError> {
@@ -109,6 +150,12 @@ impl Loader<'_, '_> {
         let mut transposed = Vec::with_capacity(values.len());
         for output in 0..outputs {
             transposed.extend(values.iter().skip(output).step_by(outputs));
+        }
+        #[cfg(feature = "cube")]
+        if self.gpu.is_some() {
+            let view = self.weights.tensor(VisionTensor::InputProjection)?;
+            let bytes = transposed.iter().flat_map(|value: &f32| value.to_le_bytes()).collect();
+            return self.matrix(view.with_bytes(vec![outputs, inputs], TensorFormat::F32, bytes));
         }
         Ok(Matrix::from_values(transposed, [outputs, inputs], self.device))
     }

@@ -3,13 +3,17 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
 use gemma3_core::Threads;
 use gemma3_core::config::VisionConfig;
+use gemma3_core::generate::CancelHandle;
 use gemma3_core::model::LoadProgress;
 use gemma3_core::ops::Precision;
 
 use crate::error::VisionError;
+#[cfg(feature = "cube")]
+use crate::gpu::GpuEncoder;
+use crate::load::Loaded;
 use crate::preprocess::{Preprocessor, PreprocessorConfig};
 use crate::projector::Projector;
 use crate::siglip::Tower;
@@ -37,6 +41,8 @@ pub struct VisionModel {
 pub(crate) struct Shared {
     tower: Tower,
     projector: Projector,
+    #[cfg(feature = "cube")]
+    gpu: Option<GpuEncoder>,
     config: VisionConfig,
     preprocessor: Preprocessor,
     tokens_per_image: usize,
@@ -73,11 +79,14 @@ impl VisionModel {
             let (expected, preprocessed) = (config.image_size, preprocessor.image_size);
             return Err(VisionError::WrongImageSize { expected, preprocessed });
         }
-        let (tower, projector) = threads.run(|| crate::load::load(weights, device, options))?;
+        let loaded = threads.run(|| crate::load::load(weights, device, options))?;
+        let Loaded { tower, projector, .. } = loaded;
         Ok(Self {
             shared: Arc::new(Shared {
                 tower,
                 projector,
+                #[cfg(feature = "cube")]
+                gpu: loaded.gpu,
                 config,
                 preprocessor: Preprocessor::new(preprocessor)?,
                 tokens_per_image: weights.tokens_per_image(),
@@ -147,10 +156,50 @@ impl VisionModel {
     ///
     /// [`VisionError::WrongPixels`].
     pub fn forward(&self, pixel_values: Tensor<4>) -> Result<Tensor<3>, VisionError> {
+        #[cfg(feature = "cube")]
+        if self.shared.gpu.is_some() {
+            use gemma3_core::device::waiting;
+
+            let images = self.check(&pixel_values)?;
+            let device = |reason: String| VisionError::Device { reason };
+            let data = waiting(|| pixel_values.try_into_data()).map_err(|error| device(error.to_string()))?;
+            let values = data.convert::<f32>().try_into_vec::<f32>();
+            let values = values.map_err(|error| device(format!("{error:?}")))?;
+            return self.forward_values(values, images, None);
+        }
         self.forward_observed(pixel_values, &mut |_, _| ControlFlow::Continue(()))
     }
 
-    /// [`forward`](Self::forward) with a look at every stage, and the choice to stop there.
+    /// [`forward`](Self::forward) of the values of `images` images. Stops between two layers.
+    pub(crate) fn forward_values(
+        &self,
+        values: Vec<f32>,
+        images: usize,
+        cancel: Option<&CancelHandle>,
+    ) -> Result<Tensor<3>, VisionError> {
+        let Shared { config, device, .. } = &*self.shared;
+        #[cfg(feature = "cube")]
+        if let Some(gpu) = &self.shared.gpu {
+            let mut vectors = Vec::new();
+            for pixels in values.chunks_exact(values.len() / images.max(1)) {
+                vectors.extend(gpu.forward(pixels, cancel)?);
+            }
+            let shape = [images, self.tokens_per_image(), self.text_hidden_size()];
+            return Ok(Tensor::from_data(TensorData::new(vectors, shape), device));
+        }
+        let options = TensorCreationOptions::new(device.clone()).with_dtype(DType::F32);
+        let shape = [images, config.num_channels, config.image_size, config.image_size];
+        let pixel_values = Tensor::from_data(TensorData::new(values, shape), options);
+        let mut observe = |_, _: &Tensor<2>| match cancel.is_some_and(CancelHandle::is_cancelled) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        };
+        self.forward_observed(pixel_values, &mut observe)
+    }
+
+    /// [`forward`](Self::forward) with a look at every stage, and the choice to stop there. On GPUs, whose kernels
+    /// leave nothing to look at between them, this is slow: each operation by itself, products in f32 and through the
+    /// host.
     ///
     /// # Errors
     ///
@@ -160,15 +209,20 @@ impl VisionModel {
         pixel_values: Tensor<4>,
         observe: &mut (dyn FnMut(crate::Stage, &Tensor<2>) -> ControlFlow<()> + Send),
     ) -> Result<Tensor<3>, VisionError> {
-        let Shared { config, threads, .. } = &*self.shared;
-        let found = pixel_values.dims();
-        let expected = [found[0].max(1), config.num_channels, config.image_size, config.image_size];
-        if found != expected {
-            return Err(VisionError::WrongPixels { expected, found });
-        }
-        threads
+        self.check(&pixel_values)?;
+        self.threads()
             .run(|| self.run(pixel_values, &mut |stage, x| observe(stage, x)))
             .ok_or(VisionError::Cancelled)
+    }
+
+    /// The number of images.
+    fn check(&self, pixel_values: &Tensor<4>) -> Result<usize, VisionError> {
+        let (config, found) = (self.config(), pixel_values.dims());
+        let expected = [found[0].max(1), config.num_channels, config.image_size, config.image_size];
+        match found == expected {
+            true => Ok(found[0]),
+            false => Err(VisionError::WrongPixels { expected, found }),
+        }
     }
 
     fn run(&self, pixel_values: Tensor<4>, observe: Observer<'_>) -> Option<Tensor<3>> {

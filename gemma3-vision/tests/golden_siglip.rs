@@ -7,6 +7,7 @@ mod tiny;
 use std::ops::ControlFlow;
 
 use common::{assert_close, devices, ids};
+use gemma3_core::ops::Precision;
 use gemma3_vision::{Stage, VisionError};
 use tiny::{Tiny, to_vec};
 
@@ -59,6 +60,36 @@ fn every_stage_equals_the_reference() {
             };
             assert!(compared >= expected, "{case}: only {compared} stages compared");
         }
+    }
+}
+
+/// What [`VisionModel::forward`](gemma3_vision::VisionModel::forward) gives is what its stages end in, though GPUs
+/// compute it with other kernels: in exact mode up to the order of sums.
+#[test]
+fn a_pass_equals_its_last_stage() {
+    let Some(tiny) = Tiny::open() else { return };
+    for (device_name, device) in devices() {
+        let vision = tiny.vision(&device);
+        let pixels = || tiny.pixel_values(&[0, 1], &device);
+        let mut go_on = |_, _: &burn::tensor::Tensor<2>| ControlFlow::Continue(());
+        let observed = vision.forward_observed(pixels(), &mut go_on).expect("a forward pass");
+        let output = vision.forward(pixels()).expect("a forward pass");
+        assert_eq!(output.dims(), observed.dims());
+        assert_close(device_name, &to_vec(output), &to_vec(observed), TOLERANCE);
+    }
+}
+
+/// Fast mode rounds both factors of each product to bf16 where it uses tensor cores. Transformers in bf16, which
+/// rounds everything, differs from itself in f32 by 0.038 (the README of the goldens).
+#[test]
+fn fast_mode_stays_within_what_bf16_costs() {
+    let Some(tiny) = Tiny::open() else { return };
+    for (device_name, device) in devices() {
+        let [exact, fast] = [Precision::Exact, Precision::Fast].map(|precision| {
+            let vision = tiny.vision_in(&device, precision);
+            to_vec(vision.forward(tiny.pixel_values(&[0, 1], &device)).expect("a forward pass"))
+        });
+        assert_close(device_name, &fast, &exact, 0.038);
     }
 }
 

@@ -15,6 +15,7 @@ use gemma3_core::Device;
 use gemma3_core::checkpoint::{Checkpoint, CheckpointError, TensorFormat};
 use gemma3_core::config::{ImageTokens, ModelConfig, TextConfig, VisionConfig};
 use gemma3_core::model::LoadError;
+use gemma3_core::ops::Precision;
 use gemma3_vision::weights::{EncoderTensor, Parameter, VisionTensor, random_tensors};
 use gemma3_vision::{
     Mmproj, MmprojError, PreprocessorConfig, VisionError, VisionLoadOptions, VisionModel, VisionWeights,
@@ -29,7 +30,11 @@ fn cpu() -> Device {
 /// Soft tokens of the golden's first image.
 fn soft_tokens(tiny: &Tiny, weights: &VisionWeights<'_>) -> Vec<f32> {
     let device = cpu();
-    to_vec(load(weights, &device).forward(tiny.pixel_values(&[0], &device)).expect("a forward pass"))
+    to_vec(
+        load(weights, &device, Precision::Exact)
+            .forward(tiny.pixel_values(&[0], &device))
+            .expect("a forward pass"),
+    )
 }
 
 /// The tiny checkpoint as one safetensors file in memory, with other names.
@@ -240,7 +245,7 @@ fn random_weights_give_finite_and_varied_soft_tokens() {
     let checkpoint = Checkpoint::random_with(config, TensorFormat::BF16, tensors, 7).expect("random weights");
     let weights = VisionWeights::in_checkpoint(&checkpoint).expect("an encoder");
     let device = cpu();
-    let model = load(&weights, &device);
+    let model = load(&weights, &device, Precision::Exact);
     let pixels = burn::tensor::Tensor::random(
         [1, 3, 224, 224],
         burn::tensor::Distribution::Uniform(-1.0, 1.0),

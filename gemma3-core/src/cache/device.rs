@@ -15,6 +15,7 @@ use crate::ops::cube::attention::{
     visible_ranges,
 };
 use crate::ops::cube::copy::{Rectangle, copy, copy_rectangle};
+use crate::ops::cube::gemm::{RowFormat, Rows};
 use crate::ops::cube::stream::{Stream, waiting};
 
 /// Keys and values of one layer of one sequence.
@@ -139,6 +140,16 @@ impl DeviceCache {
     }
 }
 
+/// Launches what forks and batches copy caches with over a few bytes, so that a device has compiled it: the kernels
+/// don't depend on sizes.
+pub(crate) fn compile_copies(stream: &Stream) {
+    let client = stream.client();
+    let from = stream.upload_words(&[0; 4]);
+    let to = duplicate(client, &from);
+    let place = |buffer| Rectangle { buffer, width: 1, row: 0, column: 0 };
+    copy_rectangle(client, place(&from), place(&to), 1, 1);
+}
+
 fn duplicate(client: &Client, buffer: &Handle) -> Handle {
     let to = client.empty(buffer.size_in_used() as usize);
     copy(client, buffer, &to);
@@ -179,7 +190,7 @@ impl DeviceLayer {
         let client = self.stream.client();
         let visible = visible_ranges(visibility.queries(), visibility.window(), visibility.images());
         let queries = self.stream.upload_tensor(q).unwrap_or_else(|error| failed(&error));
-        let out = client.empty(shape[0] * shape[1] * size_of::<f32>());
+        let out = Rows::empty(client, RowFormat::F32, shape[0], shape[1]);
         let buffers = PrefillBuffers {
             queries: &queries,
             keys: &self.buffers.keys,
@@ -189,7 +200,7 @@ impl DeviceLayer {
         };
         let attention = PrefillAttention { cache: self.buffers.layout, heads };
         prefill_attention(client, attention, 0, shape[0], buffers, PrefillPath::Plain);
-        let attended = self.stream.download_tensor(&out, shape, &self.device);
+        let attended = self.stream.download_tensor(&out.handle, shape, &self.device);
         attended.unwrap_or_else(|error| failed(&error))
     }
 

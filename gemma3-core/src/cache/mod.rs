@@ -20,7 +20,7 @@ pub use error::CacheError;
 pub use layer::LayerCache;
 
 #[cfg(feature = "cube")]
-pub(crate) use device::{DeviceCache, LayerBuffers};
+pub(crate) use device::{DeviceCache, LayerBuffers, compile_copies};
 pub(crate) use layer::LayerView;
 
 use burn::tensor::Device;

@@ -25,6 +25,14 @@ pub struct TensorView<'a> {
     pub(crate) place: Option<(CheckpointBytes, Range<usize>)>,
 }
 
+impl TensorView<'_> {
+    /// The same tensor with other content: its elements in another order, say. The bytes are as many as shape and
+    /// format ask for.
+    pub fn with_bytes(self, shape: Vec<usize>, format: TensorFormat, bytes: Vec<u8>) -> Self {
+        Self { shape, format, bytes: Cow::Owned(bytes), place: None, ..self }
+    }
+}
+
 /// The format as the file gives it: one that is read, or the name of one that isn't.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum StoredFormat {

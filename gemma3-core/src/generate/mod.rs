@@ -26,4 +26,4 @@ pub use options::{FinishReason, GenerateOptions};
 pub use session::{ScoredToken, Session, SessionOptions};
 pub use stepper::Token;
 pub use stream::TokenStream;
-pub use warm_up::{WarmUpProgress, warm_up};
+pub use warm_up::{WarmUpProgress, warm_up, warm_up_batch};

@@ -230,7 +230,6 @@ impl Session {
 
     /// Computes the tokens before `end` that are not yet computed, without logits. Returns `false` if `cancel` was
     /// thrown before the end.
-    #[cfg(feature = "cube")]
     pub(super) fn compute_before(
         &mut self,
         end: usize,

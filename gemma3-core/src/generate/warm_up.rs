@@ -1,9 +1,9 @@
 //! Compiling a GPU's kernels before the first text needs them.
 
-use super::{CancelHandle, GenerateError, GenerateOptions, Session, SessionOptions};
+use super::{CancelHandle, GenerateError, GenerateOptions, Session, SessionOptions, generate_batch};
 use crate::model::Model;
 
-/// How far a [`warm_up`] has come.
+/// How far a warm-up has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WarmUpProgress {
     /// Stages that are done.
@@ -13,10 +13,22 @@ pub struct WarmUpProgress {
 }
 
 /// Runs everything once that sessions with these options and generations with these options will need, so that a
-/// GPU has compiled it: prompts of a whole chunk and short ones, and steps with tokens chosen on the host and on the
-/// device. Kernels depend on the sizes of the cache: warm up with the options that the sessions will have.
+/// GPU has compiled it: prompts, and steps with tokens chosen on the host and on the device. Afterwards generating
+/// compiles nothing, however long the text grows.
 ///
-/// On a device that compiles nothing this computes a few tokens.
+/// What kernels depend on:
+///
+/// - the sizes and the numbers of the cache: warm up with the options that the sessions will have;
+/// - whether tokens are drawn or the largest logit is taken, and whether logits are adjusted by token (penalties,
+///   biases, suppressed ids); not the values of temperature, top-k and the like. Sessions that differ in this need
+///   a warm-up each;
+/// - the number of sequences of a batch: [`warm_up_batch`];
+/// - the number of tokens that a prompt has beyond whole chunks. Up to 64, and a whole chunk, are compiled here.
+///   Rests between those use kernels of their own on NVIDIA's tensor cores, of which a few may still be compiled when
+///   a prompt of that length comes first; other devices, and exact mode, have none.
+///
+/// The image encoder, traces and [`Session::prefill_scored`] are not warmed up. On a device that compiles nothing
+/// this computes a few tokens.
 ///
 /// # Errors
 ///
@@ -27,26 +39,85 @@ pub fn warm_up(
     options: &GenerateOptions,
     progress: &mut dyn FnMut(WarmUpProgress),
 ) -> Result<(), GenerateError> {
-    const TOTAL: usize = 3;
-    let mut report = |done| progress(WarmUpProgress { done, total: TOTAL });
-    report(0);
     let mut session = Session::new(model, session)?;
-    // Any id will do: the numbers are not looked at.
-    let id = 2.min(model.decoder().config().vocab_size as u32 - 1);
-    let chunk = session.cache.chunk().min(session.capacity());
-    session.append(&vec![id; chunk])?;
-    session.compute(&CancelHandle::new())?;
-    report(1);
-    let few = chunk.min(4);
-    session.rewind(few);
-    session.logits()?;
-    report(2);
-    session.rewind(few - 1);
+    let id = some_id(model);
+    let lengths = prompt_lengths(model, session.cache.chunk().min(session.capacity()));
+    let total = lengths.len() + 2;
+    let mut report = |done| progress(WarmUpProgress { done, total });
+    for (done, length) in lengths.iter().enumerate() {
+        report(done);
+        session.clear();
+        session.append(&vec![id; *length])?;
+        match length {
+            // Without logits: with them it would be a step.
+            1 => session.compute_before(1, &CancelHandle::new())?,
+            _ => session.compute(&CancelHandle::new())?,
+        };
+    }
+    report(lengths.len());
+    // Single tokens: one whose logits the host gets, and some that the device chooses if it can.
+    session.clear();
     session.append(&[id])?;
+    session.logits()?;
+    report(lengths.len() + 1);
+    if session.len() < session.capacity() {
+        session.append(&[id])?;
+    }
     let options = GenerateOptions { max_new_tokens: Some(3), stop_token_ids: Vec::new(), ..options.clone() };
     for token in session.generate(options)? {
         token?;
     }
-    report(TOTAL);
+    #[cfg(feature = "cube")]
+    if let Some(gpu) = model.decoder().gpu() {
+        crate::cache::compile_copies(gpu.stream());
+    }
+    report(total);
     Ok(())
+}
+
+/// The same for [`generate_batch`] of as many sessions as there are options. What [`warm_up`] compiles, each
+/// session's prompt first of all, is not compiled here.
+///
+/// # Errors
+///
+/// Those of [`Session::new`] and of generating.
+pub fn warm_up_batch(
+    model: &Model,
+    session: &SessionOptions,
+    options: &[GenerateOptions],
+    progress: &mut dyn FnMut(WarmUpProgress),
+) -> Result<(), GenerateError> {
+    progress(WarmUpProgress { done: 0, total: 1 });
+    let mut sessions = Vec::with_capacity(options.len());
+    for _ in options {
+        let mut session = Session::new(model, session)?;
+        session.append(&vec![some_id(model); 2.min(session.capacity())])?;
+        sessions.push(session);
+    }
+    // One after the other ends, so that, where the host chooses, steps of ever fewer sequences are made.
+    let options = options.iter().zip(2..).map(|(options, tokens)| GenerateOptions {
+        max_new_tokens: Some(tokens),
+        stop_token_ids: Vec::new(),
+        ..options.clone()
+    });
+    let options: Vec<_> = options.collect();
+    let mut sessions: Vec<_> = sessions.iter_mut().collect();
+    generate_batch(&mut sessions, &options, &CancelHandle::new())?;
+    progress(WarmUpProgress { done: 1, total: 1 });
+    Ok(())
+}
+
+/// Any id will do: the numbers are not looked at.
+fn some_id(model: &Model) -> u32 {
+    2.min((model.decoder().config().vocab_size as u32).saturating_sub(1))
+}
+
+/// Lengths of the prompts to compute, the longest first, so that what passes share is made once.
+fn prompt_lengths(model: &Model, chunk: usize) -> Vec<usize> {
+    #[cfg(feature = "cube")]
+    if let Some(gpu) = model.decoder().gpu() {
+        return gpu.lengths_to_compile(chunk);
+    }
+    let few = chunk.min(4);
+    if crate::device::is_cpu(model.device()) { vec![few] } else { vec![chunk, few] }
 }

@@ -18,6 +18,8 @@ pub(crate) struct DeviceMatrix {
     stream: Stream,
     stack: Arc<PackedMatrix>,
     rows: Range<usize>,
+    /// Columns before the zeros that a row may be filled up with.
+    cols: usize,
 }
 
 impl DeviceMatrix {
@@ -30,7 +32,7 @@ impl DeviceMatrix {
     }
 
     pub(super) fn in_features(&self) -> usize {
-        self.stack.layout.cols
+        self.cols
     }
 
     /// Bytes of these rows.
@@ -42,6 +44,11 @@ impl DeviceMatrix {
     /// `x Wᵀ` with f32 sums: what traces compute aside. Its numbers pass through the host.
     pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let (device, count) = (x.device(), x.dims()[0]);
+        let filling = self.stack.layout.cols - self.cols;
+        let x = match filling {
+            0 => x,
+            _ => Tensor::cat(vec![x, Tensor::zeros([count, filling], &device)], 1),
+        };
         let client = self.stream.client();
         let all = self.stack.layout.rows;
         let out = client.empty(count * all * size_of::<f32>());
@@ -66,12 +73,12 @@ impl DeviceMatrix {
 
     /// Rows `ids`, \[ids, in\].
     pub(super) fn rows(&self, ids: &[u32], device: &Device) -> Tensor<2> {
-        let (client, cols) = (self.stream.client(), self.in_features());
+        let (client, cols) = (self.stream.client(), self.stack.layout.cols);
         let ids: Vec<u32> = ids.iter().map(|id| id + self.rows.start as u32).collect();
         let out = client.empty(ids.len() * cols * size_of::<f32>());
         rows(client, &self.stack, &self.stream.upload_words(&ids), &out, ids.len(), 1.0);
         let out = self.stream.download_tensor(&out, [ids.len(), cols], device);
-        out.unwrap_or_else(|error| panic!("the device failed: {error}"))
+        out.unwrap_or_else(|error| panic!("the device failed: {error}")).narrow(1, 0, self.cols)
     }
 
     /// The stack, if `matrices` are all of it in their order.
@@ -115,7 +122,7 @@ impl Matrix {
             for view in views {
                 let rows = start..start + view.shape[0];
                 start = rows.end;
-                let part = DeviceMatrix { stream: stream.clone(), stack: stack.clone(), rows };
+                let part = DeviceMatrix { stream: stream.clone(), stack: stack.clone(), rows, cols };
                 matrices.push(Self { device: device.clone(), storage: Storage::Device(part) });
             }
         }
@@ -125,6 +132,49 @@ impl Matrix {
             }
         }
         Ok(matrices)
+    }
+}
+
+impl Matrix {
+    /// A tensor of a checkpoint as a matrix in a GPU's memory, for products of many rows with tensor cores alone: in
+    /// bf16, to which they round a weight of another float format anyway, with rows filled up with zeros to a
+    /// multiple of `filled` columns. Formats of blocks stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load_on_gpu`](Self::load_on_gpu).
+    pub(crate) fn load_for_tensor_cores(
+        view: TensorView<'_>,
+        device: &Device,
+        stream: &Stream,
+        filled: usize,
+    ) -> Result<Self, MatrixError> {
+        let [rows, ref rest @ ..] = view.shape[..] else {
+            return Err(MatrixError::NotAMatrix { found: view.shape });
+        };
+        let cols: usize = rest.iter().product();
+        let width = cols.next_multiple_of(filled);
+        let is_float = matches!(view.format, TensorFormat::F32 | TensorFormat::F16 | TensorFormat::BF16);
+        let is_ready = view.format == TensorFormat::BF16 && width == cols;
+        let view = match is_float && !is_ready {
+            false => view,
+            true => {
+                let values = super::expand(&view)?;
+                let mut bytes = vec![0; rows * width * size_of::<half::bf16>()];
+                for (to, from) in bytes.chunks_exact_mut(2 * width).zip(values.chunks_exact(cols.max(1))) {
+                    for (to, from) in to.chunks_exact_mut(2).zip(from) {
+                        to.copy_from_slice(&half::bf16::from_f32(*from).to_le_bytes());
+                    }
+                }
+                view.with_bytes(vec![rows, width], TensorFormat::BF16, bytes)
+            }
+        };
+        let mut matrices = Self::load_on_gpu(vec![view], device, stream, Quantization::None)?;
+        let mut matrix = matrices.swap_remove(0); // One for each view.
+        if let Storage::Device(part) = &mut matrix.storage {
+            part.cols = cols;
+        }
+        Ok(matrix)
     }
 }
 

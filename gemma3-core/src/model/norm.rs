@@ -18,6 +18,16 @@ impl RmsNorm {
         Self { scale, eps }
     }
 
+    /// The multiplier, \[width\].
+    pub fn scale(&self) -> &Tensor<1> {
+        &self.scale
+    }
+
+    /// What is added to the mean of the squares.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+
     /// Normalizes each row of `x` \[rows, width\].
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         ops::rms_norm(x, &self.scale, self.eps)

@@ -29,7 +29,12 @@ impl Tiny {
     }
 
     pub fn vision(&self, device: &Device) -> VisionModel {
-        load(&VisionWeights::in_checkpoint(&self.checkpoint).expect("an encoder"), device)
+        self.vision_in(device, Precision::Exact)
+    }
+
+    pub fn vision_in(&self, device: &Device, precision: Precision) -> VisionModel {
+        let weights = VisionWeights::in_checkpoint(&self.checkpoint).expect("an encoder");
+        load(&weights, device, precision)
     }
 
     pub fn cases(&self) -> impl Iterator<Item = (&String, &Value)> {
@@ -50,15 +55,16 @@ impl Tiny {
     }
 }
 
-pub fn load(weights: &VisionWeights<'_>, device: &Device) -> VisionModel {
+pub fn load(weights: &VisionWeights<'_>, device: &Device, precision: Precision) -> VisionModel {
     let preprocessor =
         PreprocessorConfig { image_size: weights.config().image_size, ..PreprocessorConfig::gemma3() };
     let threads = Threads::new(device, None).expect("threads");
-    let options = VisionLoadOptions { precision: Precision::Exact, ..VisionLoadOptions::default() };
+    let options = VisionLoadOptions { precision, ..VisionLoadOptions::default() };
     VisionModel::load(weights, preprocessor, device, &threads, options)
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().try_into_vec::<f32>().expect("f32")
+    let data = gemma3_core::device::waiting(|| tensor.into_data());
+    data.try_into_vec::<f32>().expect("f32")
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cubecl::server::Handle;
 
 use super::GpuDecoder;
-use crate::ops::cube::gemm::{Rows, scratch_bytes};
+use crate::ops::cube::gemm::{Rows, part_count, scratch_bytes};
 use crate::ops::cube::packed::PackedMatrix;
 
 /// Buffers of a pass of some rows; f32 where nothing else is said. What they hold is of no use after it.
@@ -15,13 +15,14 @@ pub(super) struct Buffers {
     pub(super) rows: usize,
     /// The residual stream, \[rows, hidden\], and where its next state goes: they change places.
     pub(super) stream: [Handle; 2],
-    /// Queries, keys and values side by side, \[rows, (heads + 2 kv_heads) head_dim\].
+    /// Queries, keys and values side by side, \[rows, (heads + 2 kv_heads) head_dim\]; of a step in parts that are
+    /// added up when they are read.
     pub(super) qkv: Handle,
     /// Normalized, turned and scaled queries, \[rows, heads * head_dim\].
     pub(super) queries: Handle,
     /// \[rows, heads * head_dim\].
     pub(super) attended: Handle,
-    /// What joins the residual stream next, \[rows, hidden\].
+    /// What joins the residual stream next, \[rows, hidden\]; of a step in parts, as above.
     pub(super) branch: Handle,
     /// The stream, normalized, where products don't do that themselves, \[rows, hidden\].
     pub(super) normed: Handle,
@@ -56,17 +57,27 @@ pub(super) struct Inputs {
 }
 
 impl Buffers {
+    /// Those of passes of up to so many rows.
     pub(super) fn new(decoder: &GpuDecoder, rows: usize) -> Self {
+        Self::with_parts(decoder, rows, Parts { qkv: 1, branch: 1 })
+    }
+
+    /// Those of steps of so many rows.
+    pub(super) fn for_steps(decoder: &GpuDecoder, rows: usize) -> Self {
+        Self::with_parts(decoder, rows, Parts::of(decoder, rows))
+    }
+
+    fn with_parts(decoder: &GpuDecoder, rows: usize, parts: Parts) -> Self {
         let (client, sizes) = (decoder.stream.client(), &decoder.sizes);
         let empty = |width: usize| client.empty(rows * width * size_of::<f32>());
         let apart = decoder.weights.layers.iter().any(|layer| layer.has_parts());
         Self {
             rows,
             stream: [empty(sizes.hidden), empty(sizes.hidden)],
-            qkv: empty(sizes.qkv()),
+            qkv: empty(parts.qkv * sizes.qkv()),
             queries: empty(sizes.attended()),
             attended: empty(sizes.attended()),
-            branch: empty(sizes.hidden),
+            branch: empty(parts.branch * sizes.hidden),
             normed: empty(sizes.hidden),
             gated: empty(sizes.intermediate),
             apart: apart.then(|| Apart {
@@ -75,6 +86,28 @@ impl Buffers {
             }),
             inputs: (rows >= decoder.many_rows()).then(|| Inputs::new(decoder, rows)),
         }
+    }
+}
+
+/// Parts of products whose sums stay apart, the most of all layers.
+struct Parts {
+    qkv: usize,
+    branch: usize,
+}
+
+impl Parts {
+    fn of(decoder: &GpuDecoder, rows: usize) -> Self {
+        let format = decoder.processor.row_format(decoder.precision);
+        let count = |matrix: &Arc<PackedMatrix>| {
+            if rows < decoder.many_rows() {
+                return 1;
+            }
+            part_count(&decoder.processor, &matrix.layout, format, rows)
+        };
+        let layers = || decoder.weights.layers.iter();
+        let qkv = layers().flat_map(|layer| &layer.qkv.parts).map(count);
+        let branch = layers().flat_map(|layer| [&layer.output, &layer.down]).map(count);
+        Self { qkv: qkv.max().unwrap_or(1), branch: branch.max().unwrap_or(1) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Prompts and batches of them.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
@@ -15,8 +16,8 @@ use crate::cache::{DeviceCache, LayerBuffers};
 use crate::model::{ForwardError, Logits};
 use crate::ops::cube::attention::visible_ranges;
 use crate::ops::cube::copy::gather_rows;
-use crate::ops::cube::gemm::Rows;
-use crate::ops::cube::packed::rows;
+use crate::ops::cube::gemm::{Plan, Rows};
+use crate::ops::cube::packed::{Layout, PackedMatrix, rows};
 
 /// Consecutive tokens of one sequence.
 pub(crate) struct Sequence<'a> {
@@ -38,6 +39,9 @@ pub(crate) enum SequenceInput<'a> {
 
 /// The granularity of buffers' rows: passes of similar lengths share them.
 const ROWS: usize = 64;
+/// Lengths up to which each that has kernels of its own is worth compiling beforehand: turns of a chat, and what is
+/// left of prompts.
+const SHORT: usize = 64;
 
 impl GpuDecoder {
     /// Appends tokens to sequences, one chunk of each, and reads the asked logits back, row by row.
@@ -62,6 +66,36 @@ impl GpuDecoder {
         };
         // Read after the lock is given back: others may enqueue meanwhile.
         handles.map(|handle| self.stream.download(&handle)).transpose().map_err(Into::into)
+    }
+
+    /// Lengths of passes of one sequence, the longest first, that between them launch every kernel that passes of up
+    /// to 64 tokens launch, and those of a pass of `most`, which is the longest.
+    pub(crate) fn lengths_to_compile(&self, most: usize) -> Vec<usize> {
+        let mut lengths = vec![most];
+        let mut known = vec![self.plans(most)];
+        for length in (1..most.min(SHORT + 1)).rev() {
+            let plans = self.plans(length);
+            // Of few rows, kernels are made for their number.
+            if plans.is_none() || !known.contains(&plans) {
+                lengths.push(length);
+                known.push(plans);
+            }
+        }
+        lengths
+    }
+
+    /// How the products of a pass of so many rows are made, where they are those of many.
+    fn plans(&self, rows: usize) -> Option<HashSet<(Layout, bool, Plan)>> {
+        let format = self.processor.row_format(self.precision);
+        let plan = |matrix: &Arc<PackedMatrix>, gated| {
+            (matrix.layout, gated, self.processor.plan(&matrix.layout, format, rows, gated))
+        };
+        let plans = self.weights.layers.iter().flat_map(|layer| {
+            let projections = layer.qkv.parts.iter().chain([&layer.output, &layer.down]);
+            let gate_up = layer.gate_up.parts.iter().flat_map(|matrix| [(matrix, false), (matrix, true)]);
+            projections.map(|matrix| (matrix, false)).chain(gate_up)
+        });
+        (rows >= self.many_rows()).then(|| plans.map(|(matrix, gated)| plan(matrix, gated)).collect())
     }
 
     /// The scaled embeddings of ids, \[ids, hidden\].

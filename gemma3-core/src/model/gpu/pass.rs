@@ -7,13 +7,16 @@ use super::weights::{LayerWeights, Projections};
 use super::{GpuDecoder, Sizes};
 use crate::cache::LayerBuffers;
 use crate::config::LayerType;
+use crate::ops::cube::ahead::Ahead;
 use crate::ops::cube::attention::{
     Chunk, ChunkHeads, DecodeAttention, DecodeStep, PrefillAttention, PrefillBuffers, PrefillPath,
     combine_splits, decode_attention, norm_rope_cache_chunk, prefill_attention,
 };
 use crate::ops::cube::copy::{Rectangle, copy_rectangle};
 use crate::ops::cube::gelu::gelu_mul;
-use crate::ops::cube::gemm::{Output, RowFormat, Rows, linear, write_rows};
+use crate::ops::cube::gemm::{
+    Output, RowFormat, Rows, linear, linear_parts, write_rows, write_rows_of_parts,
+};
 use crate::ops::cube::matvec::{Input, MAX_BATCH, Tiling, gated, matvec};
 use crate::ops::cube::packed::{PackedMatrix, rows as embed};
 
@@ -57,14 +60,35 @@ pub(super) struct Residual<'a> {
     x: &'a Handle,
     next: &'a Handle,
     branch: &'a Handle,
+    /// In how many parts the branch lies.
+    branch_parts: usize,
     /// `None` before the first layer.
     branch_norm: Option<&'a Handle>,
+}
+
+/// Where the launches of a pass work.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    buffers: &'a Buffers,
+    rows: usize,
+    /// Whether the parts of a divided product may stay apart, to be added up by who reads them. Few rows spend more
+    /// time between launches than in them; of a prompt, parts would be more to read than the product.
+    divided: bool,
+}
+
+/// The input of a product of many rows or few.
+#[derive(Clone, Copy)]
+enum Operand<'a> {
+    /// f32 rows.
+    Floats(&'a Handle),
+    /// What stands in its place among the [`Inputs`] already.
+    Written,
 }
 
 impl<'a> Residual<'a> {
     /// The stream with its branch added, normalized: the input of the next products.
     fn input(&self, scale: &'a Handle, eps: f32) -> Input<'a> {
-        let Self { x, next, branch, branch_norm } = *self;
+        let Self { x, next, branch, branch_norm, .. } = *self;
         match branch_norm {
             None => Input::Normed { x, scale, eps },
             Some(branch_scale) => Input::Residual { x, branch, branch_scale, scale, stream: next, eps },
@@ -87,6 +111,10 @@ impl<'a> Residual<'a> {
         [self.x, self.branch]
     }
 }
+
+/// Bytes of weights that attention of a step asks for. On an H100 a step of the 1B in BF16 took 1.5% less with 16 MiB
+/// and 2% with 32, all that there is; cubes for it in the products themselves made these slower.
+const AHEAD_BYTES: usize = 32 << 20;
 
 impl GpuDecoder {
     /// Launches of a layer of a step of one sequence: the fused products (one more and a copy where formats
@@ -114,21 +142,25 @@ impl GpuDecoder {
     ) -> Residual<'a> {
         let eps = self.sizes.eps;
         let [x, next] = &buffers.stream;
-        let mut residual = Residual { x, next, branch: &buffers.branch, branch_norm: None };
+        let mut residual = Residual { x, next, branch: &buffers.branch, branch_parts: 1, branch_norm: None };
+        let is_step = matches!(tokens, Tokens::Step(_));
+        let pass = Pass { buffers, rows, divided: is_step };
         for (index, layer) in self.weights.layers.iter().enumerate() {
+            self.normalize(&residual, &layer.input_norm, pass);
             let input = residual.input(&layer.input_norm, eps);
-            self.project(input, &layer.qkv, buffers, rows);
+            let parts = self.project(input, &layer.qkv, pass);
             residual.advance();
-            match tokens {
-                Tokens::Step(step) => self.attend_step(layer, &step.cache[index], step, buffers),
-                Tokens::Chunks([chunk]) => self.attend(layer, index, chunk, buffers),
+            let attended = match tokens {
+                Tokens::Step(step) => self.attend_step(layer, &step.cache[index], step, pass, parts),
+                Tokens::Chunks([chunk]) => self.attend(layer, index, chunk, pass),
                 Tokens::Chunks(chunks) => self.attend_apart(layer, index, chunks, buffers),
-            }
-            self.multiply(&buffers.attended, |inputs| &inputs.attended, &layer.output, buffers, rows);
+            };
+            residual.branch_parts = self.multiply(attended, |inputs| &inputs.attended, &layer.output, pass);
             residual.branch_norm = Some(&layer.post_attention_norm);
 
+            self.normalize(&residual, &layer.pre_feedforward_norm, pass);
             let input = residual.input(&layer.pre_feedforward_norm, eps);
-            self.feed_forward(input, layer, buffers, rows);
+            residual.branch_parts = self.feed_forward(input, layer, pass);
             residual.advance();
             residual.branch_norm = Some(&layer.post_feedforward_norm);
         }
@@ -149,7 +181,8 @@ impl GpuDecoder {
         let (input, head) = (residual.input(&self.weights.final_norm, self.sizes.eps), &self.weights.head);
         match inputs {
             Some((inputs, parts)) if rows >= self.many_rows() => {
-                write_rows(client, &self.machine, input, inputs, rows, self.sizes.hidden);
+                let (parts_of_branch, hidden) = (residual.branch_parts, self.sizes.hidden);
+                write_rows_of_parts(client, &self.machine, input, parts_of_branch, inputs, rows, hidden);
                 linear(client, &self.processor, inputs, head, Output::plain(&Rows::f32(logits)), rows, parts);
             }
             _ => {
@@ -159,139 +192,136 @@ impl GpuDecoder {
         }
     }
 
-    /// Queries, keys and values of the normalized stream.
-    fn project(&self, input: Input<'_>, projections: &Projections, buffers: &Buffers, rows: usize) {
-        if let Some(inputs) = self.many(buffers, rows) {
-            let (client, normed) = (self.stream.client(), &inputs.normed);
-            write_rows(client, &self.machine, input, normed, rows, self.sizes.hidden);
-        }
-        self.side_by_side(input, projections, &buffers.qkv, buffers, rows);
+    /// Where there are many rows, writes the normalized stream as products read it.
+    fn normalize(&self, residual: &Residual<'_>, scale: &Handle, pass: Pass<'_>) {
+        let Some(inputs) = self.many(pass.buffers, pass.rows) else { return };
+        let Sizes { hidden, eps, .. } = self.sizes;
+        let (client, input, parts) =
+            (self.stream.client(), residual.input(scale, eps), residual.branch_parts);
+        write_rows_of_parts(client, &self.machine, input, parts, &inputs.normed, pass.rows, hidden);
     }
 
-    /// The products of one input with several matrices, side by side in `out`.
-    fn side_by_side(
-        &self,
-        input: Input<'_>,
-        projections: &Projections,
-        out: &Handle,
-        buffers: &Buffers,
-        rows: usize,
-    ) {
-        let mut column = 0;
-        let mut input = input;
-        for part in &projections.parts {
-            let whole = projections.parts.len() == 1;
-            let to = match &buffers.apart {
-                Some(apart) if !whole => &apart.part,
-                _ => out,
-            };
-            self.product_of(input, |inputs| &inputs.normed, part, to, buffers, rows);
-            if !whole {
-                let width = part.layout.rows / 4;
-                let from = Rectangle { buffer: to, width, row: 0, column: 0 };
-                let to = Rectangle { buffer: out, width: projections.outputs() / 4, row: 0, column };
-                copy_rectangle(self.stream.client(), from, to, rows, width);
-                column += width;
-                // The first product has added the branch to the stream.
-                if let Input::Residual { stream, scale, eps, .. } = input {
-                    input = Input::Normed { x: stream, scale, eps };
-                }
+    /// Queries, keys and values of the normalized stream; gives the parts in which they lie.
+    fn project(&self, input: Input<'_>, projections: &Projections, pass: Pass<'_>) -> usize {
+        let out = &pass.buffers.qkv;
+        match &projections.parts[..] {
+            [qkv] => self.product(input, |inputs| &inputs.normed, qkv, out, pass),
+            _ => {
+                self.side_by_side(input, projections, out, pass);
+                1
             }
         }
     }
 
-    /// `gelu(gate) * up` of the normalized stream, and the product with `down`.
-    fn feed_forward(&self, input: Input<'_>, layer: &LayerWeights, buffers: &Buffers, rows: usize) {
-        let client = self.stream.client();
-        let Sizes { hidden, intermediate, .. } = self.sizes;
-        let many = self.many(buffers, rows);
-        if let Some(inputs) = many {
-            write_rows(client, &self.machine, input, &inputs.normed, rows, hidden);
+    /// The products of one input with several matrices, side by side in `out`.
+    fn side_by_side(&self, input: Input<'_>, projections: &Projections, out: &Handle, pass: Pass<'_>) {
+        let Some(apart) = &pass.buffers.apart else { return };
+        let pass = Pass { divided: false, ..pass };
+        let mut column = 0;
+        let mut input = input;
+        for part in &projections.parts {
+            self.product(input, |inputs| &inputs.normed, part, &apart.part, pass);
+            let width = part.layout.rows / 4;
+            let from = Rectangle { buffer: &apart.part, width, row: 0, column: 0 };
+            let to = Rectangle { buffer: out, width: projections.outputs() / 4, row: 0, column };
+            copy_rectangle(self.stream.client(), from, to, pass.rows, width);
+            column += width;
+            // The first product has added the branch to the stream.
+            if let Input::Residual { stream, scale, eps, .. } = input {
+                input = Input::Normed { x: stream, scale, eps };
+            }
         }
-        match (&layer.gate_up.parts[..], many) {
+    }
+
+    /// `gelu(gate) * up` of the normalized stream, and the product with `down`; gives the parts of the branch.
+    fn feed_forward(&self, input: Input<'_>, layer: &LayerWeights, pass: Pass<'_>) -> usize {
+        let (client, Pass { buffers, rows, .. }) = (self.stream.client(), pass);
+        let mut operand = Operand::Floats(&buffers.gated);
+        match (&layer.gate_up.parts[..], self.many(buffers, rows)) {
             ([gate_up], None) => {
                 let tiling = self.tiling(gate_up, rows, 2, true);
                 let input = self.fitting(input, tiling, &buffers.normed, rows);
                 gated(client, input, gate_up, &buffers.gated, rows, tiling);
             }
             ([gate_up], Some(inputs)) => {
-                let parts = inputs.parts.as_ref();
-                linear(
-                    client,
-                    &self.processor,
-                    &inputs.normed,
-                    gate_up,
-                    Output::gated(&inputs.gated),
-                    rows,
-                    parts,
-                );
-                let branch = Rows::f32(&buffers.branch);
-                linear(
-                    client,
-                    &self.processor,
-                    &inputs.gated,
-                    &layer.down,
-                    Output::plain(&branch),
-                    rows,
-                    parts,
-                );
-                return;
+                let (out, parts) = (Output::gated(&inputs.gated), inputs.parts.as_ref());
+                linear(client, &self.processor, &inputs.normed, gate_up, out, rows, parts);
+                operand = Operand::Written;
             }
             _ => {
-                let Some(apart) = &buffers.apart else { return };
-                self.side_by_side(input, &layer.gate_up, &apart.gate_up, buffers, rows);
-                gelu_mul(client, &apart.gate_up, &buffers.gated, rows, intermediate);
+                let Some(apart) = &buffers.apart else { return 1 };
+                self.side_by_side(input, &layer.gate_up, &apart.gate_up, pass);
+                gelu_mul(client, &apart.gate_up, &buffers.gated, rows, self.sizes.intermediate);
             }
         }
-        self.multiply(&buffers.gated, |inputs| &inputs.gated, &layer.down, buffers, rows);
+        self.multiply(operand, |inputs| &inputs.gated, &layer.down, pass)
     }
 
-    /// `x Wᵀ` into the branch.
+    /// `x Wᵀ` into the branch; gives the parts in which it lies. `place` is that of the operand as products of many
+    /// rows read it.
     fn multiply(
         &self,
-        x: &Handle,
+        operand: Operand<'_>,
         place: fn(&Inputs) -> &Rows,
         matrix: &PackedMatrix,
-        buffers: &Buffers,
-        rows: usize,
-    ) {
-        let input = Input::Plain { x };
-        if let Some(inputs) = self.many(buffers, rows)
-            && place(inputs).format != RowFormat::F32
-        {
-            let cols = matrix.layout.cols;
-            write_rows(self.stream.client(), &self.machine, input, place(inputs), rows, cols);
+        pass: Pass<'_>,
+    ) -> usize {
+        let branch = &pass.buffers.branch;
+        match (operand, self.many(pass.buffers, pass.rows)) {
+            (Operand::Written, Some(inputs)) => self.linear(place(inputs), matrix, branch, inputs, pass),
+            // Nothing but products of many rows writes there.
+            (Operand::Written, None) => 1,
+            (Operand::Floats(x), Some(inputs)) if place(inputs).format == RowFormat::F32 => {
+                self.linear(&Rows::f32(x), matrix, branch, inputs, pass)
+            }
+            (Operand::Floats(x), many) => {
+                let input = Input::Plain { x };
+                if let Some(inputs) = many {
+                    let (client, cols) = (self.stream.client(), matrix.layout.cols);
+                    write_rows(client, &self.machine, input, place(inputs), pass.rows, cols);
+                }
+                self.product(input, place, matrix, branch, pass)
+            }
         }
-        self.product_of(input, place, matrix, &buffers.branch, buffers, rows);
     }
 
-    /// One product. Of many rows, the input is what has been written to its place, or plain f32 as it is.
-    fn product_of(
+    /// A product of what has been written to its `place`, where there are many rows, of `input` otherwise; gives the
+    /// parts in which it lies.
+    fn product(
         &self,
         input: Input<'_>,
         place: fn(&Inputs) -> &Rows,
         matrix: &PackedMatrix,
         out: &Handle,
-        buffers: &Buffers,
-        rows: usize,
-    ) {
-        let client = self.stream.client();
-        match (self.many(buffers, rows), input) {
-            (Some(inputs), Input::Plain { x }) if place(inputs).format == RowFormat::F32 => {
-                let (x, out, parts) = (Rows::f32(x), Rows::f32(out), inputs.parts.as_ref());
-                linear(client, &self.processor, &x, matrix, Output::plain(&out), rows, parts);
-            }
-            (Some(inputs), _) => {
-                let (out, parts) = (Rows::f32(out), inputs.parts.as_ref());
-                linear(client, &self.processor, place(inputs), matrix, Output::plain(&out), rows, parts);
-            }
-            (None, _) => {
-                let stage = !matches!(input, Input::Plain { .. });
-                let tiling = self.tiling(matrix, rows, 1, stage);
-                let input = self.fitting(input, tiling, &buffers.normed, rows);
-                matvec(client, input, matrix, out, rows, tiling);
-            }
+        pass: Pass<'_>,
+    ) -> usize {
+        let Pass { buffers, rows, .. } = pass;
+        if let Some(inputs) = self.many(buffers, rows) {
+            return self.linear(place(inputs), matrix, out, inputs, pass);
         }
+        let stage = !matches!(input, Input::Plain { .. });
+        let tiling = self.tiling(matrix, rows, 1, stage);
+        let input = self.fitting(input, tiling, &buffers.normed, rows);
+        matvec(self.stream.client(), input, matrix, out, rows, tiling);
+        1
+    }
+
+    /// A product of many rows.
+    fn linear(
+        &self,
+        x: &Rows,
+        matrix: &PackedMatrix,
+        out: &Handle,
+        inputs: &Inputs,
+        pass: Pass<'_>,
+    ) -> usize {
+        let (client, rows) = (self.stream.client(), pass.rows);
+        if pass.divided {
+            return linear_parts(client, &self.processor, x, matrix, out, rows);
+        }
+        let (out, parts) = (Rows::f32(out), inputs.parts.as_ref());
+        linear(client, &self.processor, x, matrix, Output::plain(&out), rows, parts);
+        1
     }
 
     /// The input, normalized beforehand where it does not fit the shared memory of the product's cubes.
@@ -329,10 +359,18 @@ impl GpuDecoder {
         }
     }
 
-    /// One token of each sequence over its cache.
-    fn attend_step(&self, layer: &LayerWeights, cache: &LayerBuffers, step: &Step<'_>, buffers: &Buffers) {
+    /// One token of each sequence over its cache; queries, keys and values lie in `parts`.
+    fn attend_step<'b>(
+        &self,
+        layer: &LayerWeights,
+        cache: &LayerBuffers,
+        step: &Step<'_>,
+        pass: Pass<'b>,
+        parts: usize,
+    ) -> Operand<'b> {
+        let buffers = pass.buffers;
         let (client, sizes) = (self.stream.client(), &self.sizes);
-        let attention = self.decode_attention(layer, cache);
+        let attention = DecodeAttention { parts, ..self.decode_attention(layer, cache) };
         let over = DecodeStep {
             qkv: &buffers.qkv,
             q_scale: &layer.q_norm,
@@ -345,8 +383,22 @@ impl GpuDecoder {
             query_factor: sizes.query_factor,
             eps: sizes.eps,
         };
-        decode_attention(client, attention, over);
-        combine_splits(client, attention, &step.scratch.partial, &buffers.attended);
+        // The largest matrices, of the feed-forward, come two launches later.
+        let ahead = layer.gate_up.parts.first().map(|matrix| Ahead { matrix, bytes: AHEAD_BYTES });
+        decode_attention(client, attention, over, ahead);
+        let partial = &step.scratch.partial;
+        // As the output product reads it.
+        match self.many(buffers, pass.rows).map(|inputs| &inputs.attended) {
+            Some(rows) if rows.format == RowFormat::Bf16 && rows.format.is_full(sizes.attended()) => {
+                combine_splits(client, attention, partial, rows);
+                Operand::Written
+            }
+            _ => {
+                let rows = Rows::f32(&buffers.attended);
+                combine_splits(client, attention, partial, &rows);
+                Operand::Floats(&buffers.attended)
+            }
+        }
     }
 
     fn decode_attention(&self, layer: &LayerWeights, cache: &LayerBuffers) -> DecodeAttention {
@@ -364,9 +416,34 @@ impl GpuDecoder {
     }
 
     /// Consecutive tokens of one sequence, which are all rows of the buffers.
-    fn attend(&self, layer: &LayerWeights, index: usize, chunk: &ChunkRows<'_>, buffers: &Buffers) {
-        let all = [&buffers.qkv, &buffers.queries, &buffers.attended];
-        self.attend_rows(layer, &chunk.cache[index], chunk, all);
+    fn attend<'b>(
+        &self,
+        layer: &LayerWeights,
+        index: usize,
+        chunk: &ChunkRows<'_>,
+        pass: Pass<'b>,
+    ) -> Operand<'b> {
+        let buffers = pass.buffers;
+        let (qkv, queries) = (&buffers.qkv, &buffers.queries);
+        let cache = &chunk.cache[index];
+        let rounded = self.many(buffers, chunk.rows).map(|inputs| &inputs.attended);
+        match rounded.filter(|rows| self.attention_writes(cache, rows.format)) {
+            Some(rows) if rows.format == RowFormat::Bf16 => {
+                self.attend_rows(layer, cache, chunk, [qkv, queries], rows);
+                Operand::Written
+            }
+            _ => {
+                self.attend_rows(layer, cache, chunk, [qkv, queries], &Rows::f32(&buffers.attended));
+                Operand::Floats(&buffers.attended)
+            }
+        }
+    }
+
+    /// Whether the attention of prompts writes rows of this format.
+    fn attention_writes(&self, cache: &LayerBuffers, format: RowFormat) -> bool {
+        let attention = PrefillAttention { cache: cache.layout, heads: self.sizes.heads };
+        let path = PrefillPath::choose(self.stream.client(), &attention);
+        path.row_format(format, self.sizes.attended()) == format
     }
 
     fn attend_rows(
@@ -374,7 +451,8 @@ impl GpuDecoder {
         layer: &LayerWeights,
         cache: &LayerBuffers,
         chunk: &ChunkRows<'_>,
-        [qkv, queries, out]: [&Handle; 3],
+        [qkv, queries]: [&Handle; 2],
+        out: &Rows,
     ) {
         let (client, sizes) = (self.stream.client(), &self.sizes);
         let heads = ChunkHeads {
@@ -402,7 +480,13 @@ impl GpuDecoder {
     }
 
     /// Several sequences: the rows of each are taken out for the time.
-    fn attend_apart(&self, layer: &LayerWeights, index: usize, chunks: &[ChunkRows<'_>], buffers: &Buffers) {
+    fn attend_apart<'b>(
+        &self,
+        layer: &LayerWeights,
+        index: usize,
+        chunks: &[ChunkRows<'_>],
+        buffers: &'b Buffers,
+    ) -> Operand<'b> {
         let client = self.stream.client();
         let (qkv_width, width) = (self.sizes.qkv() / 4, self.sizes.attended() / 4);
         for chunk in chunks {
@@ -412,8 +496,9 @@ impl GpuDecoder {
             let own = |buffer, width| Rectangle { buffer, width, row: 0, column: 0 };
             let from = place(&buffers.qkv, qkv_width);
             copy_rectangle(client, from, own(&qkv, qkv_width), chunk.rows, qkv_width);
-            self.attend_rows(layer, &chunk.cache[index], chunk, [&qkv, &queries, &out]);
+            self.attend_rows(layer, &chunk.cache[index], chunk, [&qkv, &queries], &Rows::f32(&out));
             copy_rectangle(client, own(&out, width), place(&buffers.attended, width), chunk.rows, width);
         }
+        Operand::Floats(&buffers.attended)
     }
 }

@@ -65,7 +65,7 @@ impl DecodeStep {
             tokens: empty(sequences),
             positions: empty(sequences),
             logits: empty(sequences * decoder.sizes.vocab),
-            pass: Buffers::new(decoder, sequences),
+            pass: Buffers::for_steps(decoder, sequences),
             sequences,
         };
         Self { decoder: decoder.clone(), buffers, recorded: None, sampled: None }
@@ -180,7 +180,13 @@ impl Recorded {
                 return None;
             }
             self.launch(decoder, buffers, layers);
-            client.stop_capture().ok()
+            let recorded = client.stop_capture();
+            if recorded.is_err() {
+                // What went wrong may have kept it from ending the record, and a stream that goes on recording fails
+                // whoever waits for the device.
+                let _ = client.stop_capture();
+            }
+            recorded.ok()
         };
         self.graph = recording(|| client.exclusive(record))?;
         Ok(())

@@ -30,27 +30,6 @@ pub fn gelu_mul(client: &Client, gate_up: &Handle, out: &Handle, rows: usize, wi
     }
 }
 
-/// `gelu_tanh(x + bias)` into `out`, both \[rows, width\], `bias` \[width\]. All f32; `width` is a multiple of 4.
-#[allow(dead_code, reason = "kernels of the image encoder, which does not call them yet")]
-pub fn bias_gelu(client: &Client, x: &Handle, bias: &Handle, out: &Handle, rows: usize, width: usize) {
-    let quads = width / 4;
-    if rows == 0 {
-        return;
-    }
-    // SAFETY: as in `gelu_mul`.
-    unsafe {
-        bias_gelu_kernel::launch_unchecked(
-            client,
-            CubeCount::Static(quads.div_ceil(UNITS) as u32, rows as u32, 1),
-            CubeDim::new_1d(UNITS as u32),
-            BufferArg::from_raw_parts(x.clone(), rows * quads),
-            BufferArg::from_raw_parts(bias.clone(), quads),
-            BufferArg::from_raw_parts(out.clone(), rows * quads),
-            quads,
-        );
-    }
-}
-
 /// Cube `[block, row]`.
 #[cube(launch_unchecked)]
 fn gelu_mul_kernel(gate_up: &[Quad], out: &mut [Quad], #[comptime] quads: usize) {
@@ -60,16 +39,6 @@ fn gelu_mul_kernel(gate_up: &[Quad], out: &mut [Quad], #[comptime] quads: usize)
         let gate = gate_up[row * comptime!(2 * quads) + at];
         let up = gate_up[row * comptime!(2 * quads) + quads + at];
         out[row * quads + at] = gelu_quad(gate) * up;
-    }
-}
-
-/// Cube `[block, row]`.
-#[cube(launch_unchecked)]
-fn bias_gelu_kernel(x: &[Quad], bias: &[Quad], out: &mut [Quad], #[comptime] quads: usize) {
-    let at = CUBE_POS_X as usize * UNITS + UNIT_POS as usize;
-    if at < quads {
-        let to = CUBE_POS_Y as usize * quads + at;
-        out[to] = gelu_quad(x[to] + bias[at]);
     }
 }
 
@@ -112,11 +81,5 @@ mod tests {
             .collect();
         // The exponential's argument is rounded at sizes up to 4 where its result still counts.
         assert_close(&download(&client, &out), &expected, 3e-6, "gelu_mul");
-
-        let (x, bias) = (wide(&mut random, rows * width), random.floats(width));
-        bias_gelu(&client, &upload(&client, &x), &upload(&client, &bias), &out, rows, width);
-        let sums = x.iter().enumerate().map(|(i, x)| f64::from(*x) + f64::from(bias[i % width]));
-        let expected: Vec<_> = sums.map(|sum| (gelu(sum), sum.abs() + 1.0)).collect();
-        assert_close(&download(&client, &out), &expected, 3e-6, "bias_gelu");
     }
 }

@@ -1,4 +1,4 @@
-//! Kernels of a decode step for GPUs, from packed weights: CUDA, Vulkan, WGSL.
+//! Kernels of the decoder and of the image encoder for GPUs, from packed weights: CUDA, Vulkan, WGSL.
 //!
 //! They take clients and handles of buffers and know no tensors. Nothing of a position reaches a launch:
 //! neither its shape nor a scalar, only the contents of a buffer, so that a recorded step can be replayed.
@@ -7,22 +7,27 @@
 //! |---|---|
 //! | `packed` | weights in device memory in the format of their file; rows of them by id |
 //! | `matvec` | products of up to 8 rows with them, with norms in front and gated ends; how they are divided |
-//! | `attention` | heads into queries and the KV cache; one token over the cache |
+//! | `gemm` | products of many rows, with norms in front and biases, activations and residuals behind |
+//! | `attention` | heads into queries and the KV cache; tokens over the cache; images over themselves |
+//! | `sampling` | logits into the next token |
+//! | `ahead` | weights on their way into the cache before the launch that reads them |
+//! | `patches` | an image into the vectors of its patches, and these into fewer |
 //! | `stream` | the commands of a model, and how numbers come and go |
 //! | `reduce` | sums over the units of a cube, with plane operations and without |
 //!
-//! The order of the launches of a pass is in [`crate::model`]'s `gpu`.
+//! The order of the launches of a pass is in [`crate::model`]'s `gpu`, for the image encoder in its crate, over
+//! [`crate::gpu`].
 #![allow(unsafe_code, reason = "launches; each says why its buffers are large enough")]
 
+pub(crate) mod ahead;
 pub mod attention;
 pub(crate) mod copy;
 pub mod gelu;
 pub mod gemm;
 pub mod matvec;
 pub mod packed;
+pub mod patches;
 pub mod reduce;
-#[allow(dead_code, reason = "kernels of the image encoder, which does not call them yet")]
-pub mod row_norms;
 pub mod sampling;
 pub(crate) mod stream;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use cubecl::server::Handle;
 use crate::checkpoint::TensorFormat;
 use crate::matrix::blocks::dequantize;
 
+use super::gemm::{RowFormat, Rows};
 use super::packed::PackedMatrix;
 
 /// The device that tests run on: that of CUDA where it is built in, that of wgpu otherwise; `None` where there is
@@ -139,5 +140,22 @@ pub(crate) fn assert_close(found: &[f32], expected: &[(f64, f64)], tolerance: f6
         let error = (f64::from(*found) - expected).abs();
         // NaN is not within it.
         assert!(error <= tolerance * size, "{what}: {index} is {found}, not {expected} (sizes {size})");
+    }
+}
+
+/// Rows of a format as f32; what bf16 rows are filled up with has to be zeros.
+pub(crate) fn values(client: &Client, rows: &Rows, count: usize, cols: usize) -> Vec<f32> {
+    let words = download(client, &rows.handle);
+    match rows.format {
+        RowFormat::F32 => words,
+        RowFormat::Bf16 => {
+            let width = RowFormat::Bf16.width(cols);
+            let halves = words.iter().flat_map(|word| [word.to_bits() << 16, word.to_bits() & 0xffff_0000]);
+            let halves: Vec<f32> = halves.map(f32::from_bits).collect();
+            assert_eq!(halves.len(), count * width);
+            let rows = halves.chunks_exact(width);
+            assert!(rows.clone().all(|row| row[cols..].iter().all(|filling| *filling == 0.0)));
+            rows.flat_map(|row| row[..cols].to_vec()).collect()
+        }
     }
 }

@@ -17,6 +17,7 @@ use super::cache::{CacheLayout, load, slot_start};
 use super::heads::prepare_heads;
 use super::softmax::{combine_groups, gather, update, update_spread};
 use super::splits::LOWEST;
+use crate::ops::cube::ahead::{Ahead, AheadJob, Chunk, look_ahead};
 use crate::ops::cube::matvec::Machine;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_of_cube, unit_of_group};
@@ -38,12 +39,14 @@ pub struct DecodeAttention {
     pub groups: Groups,
     /// Query heads of which the groups' results meet in shared memory at once.
     pub heads_at_once: usize,
+    /// Parts of queries, keys and values that are added up first.
+    pub parts: usize,
 }
 
 /// What the step reads and writes; f32 where nothing else is said.
 #[derive(Debug, Clone, Copy)]
 pub struct DecodeStep<'a> {
-    /// Queries, keys and values side by side, \[sequences, (heads + 2 * kv_heads) * head_dim\].
+    /// Queries, keys and values side by side, \[parts, sequences, (heads + 2 * kv_heads) * head_dim\].
     pub qkv: &'a Handle,
     /// Scale of the queries' norm, \[head_dim\].
     pub q_scale: &'a Handle,
@@ -83,7 +86,7 @@ impl DecodeAttention {
         let queries = heads / cache.kv_heads;
         let head_bytes = groups.groups * cache.head_dim * size_of::<f32>();
         let heads_at_once = if machine.shared_bytes >= 4 * queries * head_bytes { queries } else { 1 };
-        Self { cache, heads, window, splits, keys_at_once, groups, heads_at_once }
+        Self { cache, heads, window, splits, keys_at_once, groups, heads_at_once, parts: 1 }
     }
 
     /// Numbers of the splits' softmaxes.
@@ -125,20 +128,27 @@ impl DecodeAttention {
     }
 }
 
-/// Launches the step; what it leaves in `partial` is for [`combine_splits`](super::combine_splits).
-pub fn decode_attention(client: &Client, attention: DecodeAttention, step: DecodeStep<'_>) {
+/// Launches the step; what it leaves in `partial` is for [`combine_splits`](super::combine_splits). `ahead` is what
+/// launches after it read: see [`Ahead`].
+pub fn decode_attention(
+    client: &Client,
+    attention: DecodeAttention,
+    step: DecodeStep<'_>,
+    ahead: Option<Ahead<'_>>,
+) {
     let CacheLayout { sequences, kv_heads, head_dim, format, .. } = attention.cache;
     let quads = head_dim / 4;
     let all_heads = attention.heads + 2 * kv_heads;
+    let (job, ahead) = AheadJob::new(&Machine::of(client), ahead, attention.splits, kv_heads * sequences);
     // SAFETY: the lengths are those of the shapes; the kernel takes remainders by the number of slots and
     // keeps to the splits.
     unsafe {
         split_kernel::launch_unchecked(
             client,
-            CubeCount::Static(attention.splits as u32, kv_heads as u32, sequences as u32),
+            CubeCount::Static(job.all_cubes() as u32, kv_heads as u32, sequences as u32),
             attention.groups.dim(),
             format.quad_words(),
-            BufferArg::from_raw_parts(step.qkv.clone(), sequences * all_heads * quads),
+            BufferArg::from_raw_parts(step.qkv.clone(), attention.parts * sequences * all_heads * quads),
             BufferArg::from_raw_parts(step.q_scale.clone(), quads),
             BufferArg::from_raw_parts(step.k_scale.clone(), quads),
             BufferArg::from_raw_parts(step.inv_freq.clone(), quads / 2),
@@ -146,9 +156,11 @@ pub fn decode_attention(client: &Client, attention: DecodeAttention, step: Decod
             BufferArg::from_raw_parts(step.keys.clone(), attention.cache.quads()),
             BufferArg::from_raw_parts(step.values.clone(), attention.cache.quads()),
             BufferArg::from_raw_parts(step.partial.clone(), attention.partial_floats() / 4),
+            ahead,
             step.query_factor,
             step.eps,
             attention,
+            job,
         );
     }
 }
@@ -164,10 +176,13 @@ fn split_kernel<N: Size>(
     keys: &mut [Vector<u32, N>],
     values: &mut [Vector<u32, N>],
     partial: &mut [Quad],
+    ahead: ComptimeOption<Box<[Chunk]>>,
     query_factor: f32,
     eps: f32,
     #[comptime] attention: DecodeAttention,
+    #[comptime] job: AheadJob,
 ) {
+    look_ahead(&ahead, job);
     let layout = comptime!(attention.cache);
     let groups = comptime!(attention.groups);
     let shared_by = comptime!(attention.queries_per_key());

@@ -42,7 +42,9 @@ pub(crate) fn prepare_heads<N: Size>(
     let unit = unit_of_group(groups);
     let slot = (position % comptime!(layout.slots as u32)) as usize;
     let slot_at = slot_start(sequence, kv_head, slot, layout);
-    let first_head = sequence * comptime!(attention.heads + 2 * layout.kv_heads);
+    let all_heads = comptime!(attention.heads + 2 * layout.kv_heads);
+    let part_quads = comptime!(layout.sequences * all_heads * layout.head_dim / 4);
+    let first_head = sequence * all_heads;
     #[unroll]
     for turn in 0..comptime!(tasks.div_ceil(groups.groups)) {
         let task = group_of_cube(groups) + comptime!(turn * groups.groups);
@@ -62,6 +64,11 @@ pub(crate) fn prepare_heads<N: Size>(
             let at = min(unit + comptime!(i * groups.units()), comptime!(half - 1));
             first[i] = qkv[start + at];
             second[i] = qkv[start + half + at];
+            #[unroll]
+            for part in 1..attention.parts {
+                first[i] += qkv[start + at + comptime!(part * part_quads)];
+                second[i] += qkv[start + half + at + comptime!(part * part_quads)];
+            }
             let sum = Vector::vector_sum(fma(first[i], first[i], second[i] * second[i]));
             squares[0] += select(unit + comptime!(i * groups.units()) < half, sum, 0.0f32);
         }

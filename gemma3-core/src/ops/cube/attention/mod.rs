@@ -13,7 +13,6 @@
 
 mod cache;
 mod decode;
-#[allow(dead_code, reason = "kernels of the image encoder, which does not call them yet")]
 mod full;
 mod heads;
 mod prefill;
@@ -25,6 +24,7 @@ mod tests;
 
 pub use cache::{CacheFormat, CacheLayout};
 pub use decode::{DecodeAttention, DecodeStep, decode_attention};
+pub use full::{FullAttention, FullBuffers, full_attention};
 pub use prefill::{
     Chunk, ChunkHeads, PrefillAttention, PrefillBuffers, PrefillPath, norm_rope_cache_chunk,
     prefill_attention, visible_ranges,

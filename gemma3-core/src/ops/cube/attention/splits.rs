@@ -10,6 +10,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::decode::DecodeAttention;
+use crate::ops::cube::gemm::{RowFormat, Rows, quad_words};
 use crate::ops::cube::packed::Quad;
 
 /// A score below all others, where a shading language may lack infinity.
@@ -20,10 +21,9 @@ const AT_ONCE: usize = 16;
 const SHARE: usize = 4;
 const MAX_UNITS: usize = 256;
 
-/// Combines the parts that [`decode_attention`](super::decode_attention) left in `partial` into `out`, f32
-/// \[sequences, heads * head_dim\]. [`Input::Splits`](crate::ops::cube::matvec::Input) does the same inside
-/// the output product.
-pub fn combine_splits(client: &Client, attention: DecodeAttention, partial: &Handle, out: &Handle) {
+/// Combines the parts that [`decode_attention`](super::decode_attention) left in `partial` into `out`,
+/// \[sequences, heads * head_dim\]; rows that are full in their format ([`RowFormat::is_full`]).
+pub fn combine_splits(client: &Client, attention: DecodeAttention, partial: &Handle, out: &Rows) {
     let heads = attention.cache.sequences * attention.heads;
     let quads = attention.cache.head_dim / 4;
     let shares = attention.splits.div_ceil(SHARE).clamp(1, (MAX_UNITS / quads).max(1));
@@ -33,11 +33,13 @@ pub fn combine_splits(client: &Client, attention: DecodeAttention, partial: &Han
             client,
             CubeCount::Static(heads as u32, 1, 1),
             CubeDim::new_2d(quads as u32, shares as u32),
+            out.format.words_of_quad(),
             BufferArg::from_raw_parts(partial.clone(), attention.partial_floats() / 4),
-            BufferArg::from_raw_parts(out.clone(), heads * quads),
+            BufferArg::from_raw_parts(out.handle.clone(), heads * quads),
             quads,
             attention.splits,
             shares,
+            out.format,
         );
     }
 }
@@ -45,12 +47,13 @@ pub fn combine_splits(client: &Client, attention: DecodeAttention, partial: &Han
 /// Cube `[head]`, unit `[quad, share]`: each row of units combines its share of the parts, the first row the
 /// shares.
 #[cube(launch_unchecked)]
-fn combine_kernel(
+fn combine_kernel<O: Size>(
     partial: &[Quad],
-    out: &mut [Quad],
+    out: &mut [Vector<u32, O>],
     #[comptime] quads: usize,
     #[comptime] splits: usize,
     #[comptime] shares: usize,
+    #[comptime] format: RowFormat,
 ) {
     let head = CUBE_POS_X as usize;
     let quad = UNIT_POS_X as usize;
@@ -58,7 +61,8 @@ fn combine_kernel(
     let each = comptime!(splits.div_ceil(shares));
     let (values, statistic) = combined_range(partial, head, quad, share * each, quads, splits, each);
     if comptime!(shares == 1) {
-        out[head * quads + quad] = values / Quad::new(statistic.extract(1usize));
+        let attended = values / Quad::new(statistic.extract(1usize));
+        out[head * quads + quad] = quad_words::<O>(attended, format);
     } else {
         let mut all_values = Shared::<[Quad]>::new_slice(comptime!(shares * quads));
         let mut all_statistics = Shared::<[Quad]>::new_slice(comptime!(shares * quads));
@@ -80,7 +84,7 @@ fn combine_kernel(
                 sum += weight * statistic.extract(1usize);
                 values = fma(Quad::new(weight), all_values[comptime!(s * quads) + quad], values);
             }
-            out[head * quads + quad] = values / Quad::new(sum);
+            out[head * quads + quad] = quad_words::<O>(values / Quad::new(sum), format);
         }
     }
 }

@@ -2,6 +2,8 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 
 use super::*;
+use crate::ops::Precision;
+use crate::ops::cube::gemm::{Processor, RowFormat, Rows};
 use crate::ops::cube::matvec::Machine;
 use crate::ops::cube::reduce::Groups;
 use crate::ops::cube::testing::*;
@@ -69,7 +71,9 @@ fn rotate(head: &[f64], position: u32, inv_freq: &[f32]) -> Vec<f64> {
 
 /// What a step is tested on.
 struct Case {
+    /// The sums of the parts.
     qkv: Vec<f32>,
+    qkv_parts: Vec<f32>,
     q_scale: Vec<f32>,
     k_scale: Vec<f32>,
     inv_freq: Vec<f32>,
@@ -88,8 +92,11 @@ impl Case {
             numbers.map(|_| rounded(f64::from(random.unit()), format)).collect::<Vec<_>>()
         };
         let cache = [cache(), cache()];
+        let (count, parts) = (sequences * width, attention.parts);
+        let qkv_parts = random.floats(parts * count);
         Self {
-            qkv: random.floats(sequences * width),
+            qkv: (0..count).map(|i| qkv_parts.iter().skip(i).step_by(count).sum()).collect(),
+            qkv_parts,
             q_scale: random.floats(head_dim),
             k_scale: random.floats(head_dim),
             inv_freq: (0..head_dim / 2).map(|j| 1e4_f32.powf(-2.0 * j as f32 / head_dim as f32)).collect(),
@@ -108,7 +115,7 @@ fn attend(client: &Client, attention: DecodeAttention, case: &Case) -> (Vec<f32>
         case.cache.each_ref().map(|cache| client.create_from_slice(u32::as_bytes(&pack(cache, format))));
     let partial = poisoned(client, attention.partial_floats());
     let step = DecodeStep {
-        qkv: &upload(client, &case.qkv),
+        qkv: &upload(client, &case.qkv_parts),
         q_scale: &upload(client, &case.q_scale),
         k_scale: &upload(client, &case.k_scale),
         inv_freq: &upload(client, &case.inv_freq),
@@ -119,9 +126,10 @@ fn attend(client: &Client, attention: DecodeAttention, case: &Case) -> (Vec<f32>
         query_factor: QUERY_FACTOR,
         eps: EPS,
     };
-    decode_attention(client, attention, step);
-    let out = poisoned(client, attention.cache.sequences * attention.heads * attention.cache.head_dim);
-    combine_splits(client, attention, &partial, &out);
+    decode_attention(client, attention, step, None);
+    let width = attention.heads * attention.cache.head_dim;
+    let out = poisoned(client, attention.cache.sequences * width);
+    combine_splits(client, attention, &partial, &Rows::f32(&out));
     let words = caches.map(|cache| u32::from_bytes(&client.read_one_unchecked(cache)).to_vec());
     (download(client, &out), words)
 }
@@ -174,13 +182,13 @@ fn a_token_joins_the_cache_and_attends_to_the_positions_it_sees() {
     // 12 quads: units have no equal shares.
     let (sequences, head_dim) = (2, 48);
     for (heads, kv_heads, slots, window) in [(4, 1, 64, None), (4, 2, 40, Some(24)), (2, 2, 30, Some(30))] {
-        for (format, splits, keys_at_once, heads_at_once) in
-            [(CacheFormat::F32, 3, 1, 1), (CacheFormat::BF16, 20, 2, 3), (CacheFormat::F16, 1, 3, 2)]
+        for (format, splits, keys_at_once, heads_at_once, parts) in
+            [(CacheFormat::F32, 3, 1, 1, 1), (CacheFormat::BF16, 20, 2, 3, 3), (CacheFormat::F16, 1, 3, 2, 1)]
         {
             let cache = CacheLayout { sequences, kv_heads, slots, head_dim, format };
             let heads_at_once = heads_at_once.min(heads / kv_heads);
             let attention =
-                DecodeAttention { cache, heads, window, splits, keys_at_once, groups, heads_at_once };
+                DecodeAttention { cache, heads, window, splits, keys_at_once, groups, heads_at_once, parts };
             // The very first position, few, and one whose ring has come round (where it may).
             for positions in [[0_u32, 1], [5, 29], [if window.is_some() { 77 } else { 63 }, 38]] {
                 let mut case = Case::new(&attention, positions);
@@ -215,4 +223,36 @@ fn positions_beyond_all_reason_stay_within_the_buffers() {
     let case = Case::new(&attention, [u32::MAX, 1 << 31]);
     let (out, _) = attend(&client, attention, &case);
     assert!(out.iter().all(|value| value.abs() <= 1.0), "{out:?}");
+}
+
+#[test]
+fn attended_values_become_rows_of_products() {
+    let Some(client) = client() else { return };
+    let format = Processor::of(&client).row_format(Precision::Fast);
+    let cache = CacheLayout { sequences: 2, kv_heads: 2, slots: 24, head_dim: 32, format: CacheFormat::F32 };
+    let attention = DecodeAttention::choose(&Machine::of(&client), cache, 4, None);
+    // One part, and several that rows of units share.
+    for splits in [1, 9] {
+        let attention = DecodeAttention { splits, ..attention };
+        let mut random = Random::new(23);
+        let (count, width) = (2 * 4 * splits, cache.head_dim + 4);
+        let numbers = random.floats(count * width);
+        let partial = numbers.chunks_exact(width).flat_map(|part| {
+            let statistic = [part[width - 4], 1.5 + part[width - 3], 0.0, 0.0];
+            [&part[..width - 4], &statistic].concat()
+        });
+        let partial = upload(&client, &partial.collect::<Vec<_>>());
+        let (rows, cols) = (cache.sequences, attention.heads * cache.head_dim);
+        let empty =
+            |format: RowFormat| Rows { handle: poisoned(&client, format.bytes(rows, cols) / 4), format };
+        let [plain, out] = [RowFormat::F32, format].map(|format| {
+            let out = empty(format);
+            combine_splits(&client, attention, &partial, &out);
+            values(&client, &out, rows, cols)
+        });
+        let expected: Vec<_> = plain.iter().map(|x| (f64::from(*x), f64::from(x.abs()))).collect();
+        // Rounded to 8 bits where products take bf16: by half of the 2^-7 between neighbors, of the size of a 1.
+        let tolerance = if format == RowFormat::F32 { 0.0 } else { 1.0 / 256.0 };
+        assert_close(&out, &expected, tolerance, &format!("{splits} splits"));
+    }
 }

@@ -1,5 +1,7 @@
 //! What becomes of the sums of a tile.
 
+use std::cmp::min;
+
 use cubecl::prelude::*;
 
 use super::ptx::{Copies, MAX_COPIES, bf16_pair};
@@ -20,6 +22,48 @@ pub(super) struct Job {
     pub gated: bool,
     /// What the outputs are. Parts of sums, which another kernel adds up, are f32.
     pub format: RowFormat,
+    /// What is done to the sums first.
+    pub finish: Finish,
+}
+
+/// What is done to sums before they are stored, as a constant of kernels: see [`Ending`](super::Ending).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Finish {
+    pub biased: bool,
+    pub gelu: bool,
+    pub added: bool,
+}
+
+impl Finish {
+    /// Nothing.
+    pub const NONE: Self = Self { biased: false, gelu: false, added: false };
+}
+
+/// The output of a row and a column, of its sum. `bias` \[outputs\], `added` \[added_rows, outputs\].
+#[cube]
+pub(super) fn finished(
+    sum: f32,
+    row: u32,
+    column: u32,
+    bias: &[f32],
+    added: &[f32],
+    added_rows: u32,
+    #[comptime] outputs: usize,
+    #[comptime] finish: Finish,
+) -> f32 {
+    let mut value = sum;
+    // Tiles are wider than the outputs.
+    let column = min(column, comptime!(outputs as u32 - 1)) as usize;
+    if comptime!(finish.biased) {
+        value += bias[column];
+    }
+    if comptime!(finish.gelu) {
+        value = gelu_tanh(value);
+    }
+    if comptime!(finish.added) {
+        value += added[(row % added_rows) as usize * outputs + column];
+    }
+    value
 }
 
 impl Job {
@@ -100,14 +144,17 @@ impl Job {
     }
 }
 
-/// Stores a unit's sums, from row `first` of `out` on. Those of a 16x8 tile are of two neighbouring columns in a row and in the eighth row
-/// after it.
+/// Stores a unit's sums, from row `first_out` of `out` on. Those of a 16x8 tile are of two neighbouring columns in a row
+/// and in the eighth row after it.
 #[cube]
 pub(super) fn store<O: Size>(
     sums: &Array<Quad>,
+    bias: &[f32],
+    added: &[f32],
     out: &mut [Vector<u32, O>],
-    first: u32,
+    first_out: u32,
     rows: u32,
+    added_rows: u32,
     #[comptime] job: Job,
 ) {
     let tile = comptime!(job.tile);
@@ -128,7 +175,6 @@ pub(super) fn store<O: Size>(
         for half in 0..2usize {
             let row = first_row + comptime!((16 * i + 8 * half) as u32);
             if row < rows {
-                let row = (first + row) as usize;
                 #[unroll]
                 for j in 0..made {
                     let quad = sums[comptime!(i * plane_n + j)];
@@ -140,7 +186,11 @@ pub(super) fn store<O: Size>(
                         second = gelu_tanh(second) * up.extract(comptime!(2 * half + 1));
                     }
                     let column = first_column + comptime!((8 * j) as u32);
-                    put_pair::<O>(out, row, column, first, second, job);
+                    let outputs = comptime!(job.outputs());
+                    let finish = comptime!(job.finish);
+                    first = finished(first, row, column, bias, added, added_rows, outputs, finish);
+                    second = finished(second, row, column + 1u32, bias, added, added_rows, outputs, finish);
+                    put_pair::<O>(out, (first_out + row) as usize, column, first, second, job);
                 }
             }
         }

@@ -8,6 +8,7 @@ use std::cmp::min;
 
 use cubecl::prelude::*;
 
+use super::epilogue::{Finish, finished};
 use super::staging::weights_of;
 use crate::ops::cube::matvec::gelu_tanh;
 use crate::ops::cube::packed::{Layout, Quad, fetch_side, side_words_of_item};
@@ -28,6 +29,8 @@ pub(super) struct ExactJob {
     pub unit_n: usize,
     /// Whether the matrix is a gate over an up projection.
     pub gated: bool,
+    /// What is done to the sums before they are stored.
+    pub finish: Finish,
 }
 
 impl ExactJob {
@@ -48,8 +51,11 @@ pub(super) fn exact_kernel(
     x: &[Quad],
     quants: &[Vector<u32, Const<4>>],
     side: &[u32],
+    bias: &[f32],
+    added: &[f32],
     out: &mut [f32],
     rows: u32,
+    added_rows: u32,
     #[comptime] job: ExactJob,
 ) {
     let unit_m = comptime!(job.unit_m);
@@ -103,7 +109,10 @@ pub(super) fn exact_kernel(
                         let up = Vector::vector_sum(sums[comptime!(i * unit_n + j + made)]);
                         value = gelu_tanh(value) * up;
                     }
-                    out[row * comptime!(job.outputs()) + output] = value;
+                    let outputs = comptime!(job.outputs());
+                    let (m, n) = (row as u32, output as u32);
+                    value = finished(value, m, n, bias, added, added_rows, outputs, comptime!(job.finish));
+                    out[row * outputs + output] = value;
                 }
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | `rows` | activations as rows of f32 or bf16, with the norms in front |
+//! | `rows`, `layer_norm` | activations as rows of f32 or bf16, with the norms in front |
 //! | `exact` | the kernel of every device: f32 throughout |
 //! | `tensor` | the kernel for NVIDIA's tensor cores: bf16 products, f32 sums |
 //! | `staging` | how tiles get into its shared memory; packed weights into bf16 |
@@ -12,6 +12,7 @@
 
 mod epilogue;
 mod exact;
+mod layer_norm;
 mod parts;
 mod plan;
 mod ptx;
@@ -22,8 +23,11 @@ mod tensor;
 mod tests;
 mod tile;
 
+pub use layer_norm::{LayerNorm, write_layer_norm};
 pub use plan::{Plan, Processor};
-pub use rows::{RowFormat, Rows, write_rows};
+pub(crate) use ptx::bf16_pair;
+pub(crate) use rows::quad_words;
+pub use rows::{RowFormat, Rows, write_rows, write_rows_of_parts};
 pub use tile::{Engine, Tile};
 
 use cubecl::client::Client;
@@ -31,7 +35,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::ops::cube::packed::{Layout, PackedMatrix};
-use epilogue::Job;
+use epilogue::{Finish, Job};
 use exact::{ExactJob, SIDE, exact_kernel};
 use parts::{UNITS, parts_kernel};
 use tensor::tensor_kernel;
@@ -44,18 +48,85 @@ pub struct Output<'a> {
     /// Whether the first half of the matrix is a gate and the second half an up projection; outputs, half as
     /// many as the matrix has rows, are then `gelu_tanh(gate) * up`.
     pub gated: bool,
+    /// What is done to them first; not of gated products.
+    pub ending: Option<Ending<'a>>,
+}
+
+/// What is done to the sums of a product before they are stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Ending<'a> {
+    /// Added to every row, f32 \[outputs\].
+    pub bias: &'a Handle,
+    /// Whether the activation `gelu_tanh` follows.
+    pub gelu: bool,
+    /// Rows that are added at last, f32 \[count, outputs\], and their count, after which they begin anew. Not the
+    /// buffer of the output.
+    pub added: Option<(&'a Handle, usize)>,
 }
 
 impl<'a> Output<'a> {
     /// The sums themselves.
     pub fn plain(rows: &'a Rows) -> Self {
-        Self { rows, gated: false }
+        Self { rows, gated: false, ending: None }
     }
 
     /// A gate and its up projection.
     pub fn gated(rows: &'a Rows) -> Self {
-        Self { rows, gated: true }
+        Self { rows, gated: true, ending: None }
     }
+
+    /// The sums after something has been done to them.
+    pub fn ending(rows: &'a Rows, ending: Ending<'a>) -> Self {
+        Self { rows, gated: false, ending: Some(ending) }
+    }
+
+    fn finish(&self) -> Finish {
+        self.ending.map_or(Finish::NONE, |ending| Finish {
+            biased: true,
+            gelu: ending.gelu,
+            added: ending.added.is_some(),
+        })
+    }
+
+    /// Bias, added rows and their count, as kernels take them: `unused` stands for what there is not.
+    fn finish_buffers(&self, unused: (&Handle, usize), outputs: usize) -> (BufferArg, BufferArg, u32) {
+        // SAFETY: the lengths are those of the shapes; what stands for them is not read.
+        let buffer =
+            |(handle, len): (&Handle, usize)| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
+        let bias = self.ending.map_or(unused, |ending| (ending.bias, outputs));
+        let added = self.ending.and_then(|ending| ending.added);
+        let count = added.map_or(1, |(_, count)| count.max(1));
+        let added = added.map_or(unused, |(handle, _)| (handle, count * outputs));
+        (buffer(bias), buffer(added), count as u32)
+    }
+}
+
+/// Parts of the columns that [`linear_parts`] adds up by themselves.
+pub fn part_count(processor: &Processor, layout: &Layout, format: RowFormat, rows: usize) -> usize {
+    match processor.plan(layout, format, rows, false) {
+        Plan::Tensor(tile) => tile.split(tile.splits, layout).splits,
+        Plan::Exact { .. } => 1,
+    }
+}
+
+/// `x Wᵀ` of `rows` rows as [`linear`], but where the columns are divided the sums of their parts stay apart: f32
+/// \[parts, rows, outputs\]. Gives the number of parts, that of [`part_count`]. Whoever reads them adds them up, which
+/// saves a launch.
+pub fn linear_parts(
+    client: &Client,
+    processor: &Processor,
+    x: &Rows,
+    matrix: &PackedMatrix,
+    out: &Handle,
+    rows: usize,
+) -> usize {
+    match processor.plan(&matrix.layout, x.format, rows, false) {
+        Plan::Tensor(tile) if rows > 0 => {
+            launch_tensor_parts(client, tile, &x.handle, matrix, out, rows);
+        }
+        plan => launch(client, plan, x, matrix, Output::plain(&Rows::f32(out)), rows, None),
+    }
+    part_count(processor, &matrix.layout, x.format, rows)
 }
 
 /// Bytes of scratch that [`linear`] uses, of a product whose columns are divided; 0 for others.
@@ -137,7 +208,9 @@ fn launch_exact(
     rows: usize,
 ) {
     let layout = matrix.layout;
-    let job = ExactJob { layout, unit_m, unit_n: 4, gated: out.gated };
+    let job = ExactJob { layout, unit_m, unit_n: 4, gated: out.gated, finish: out.finish() };
+    let side_len = (layout.rows * layout.side_words()).max(1);
+    let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
     let count = CubeCount::Static(
         rows.div_ceil(SIDE * unit_m) as u32,
         job.outputs().div_ceil(job.cube_outputs()) as u32,
@@ -151,9 +224,12 @@ fn launch_exact(
             CubeDim::new_1d((SIDE * SIDE) as u32),
             BufferArg::from_raw_parts(x.clone(), rows * layout.cols / 4),
             BufferArg::from_raw_parts(matrix.quants.clone(), layout.rows * layout.row_words() / 4),
-            BufferArg::from_raw_parts(matrix.side.clone(), (layout.rows * layout.side_words()).max(1)),
+            BufferArg::from_raw_parts(matrix.side.clone(), side_len),
+            bias,
+            added,
             BufferArg::from_raw_parts(out.rows.handle.clone(), rows * job.outputs()),
             rows as u32,
+            added_rows,
             job,
         );
     }
@@ -169,85 +245,104 @@ fn launch_tensor(
     scratch: Option<&Handle>,
 ) {
     let layout = matrix.layout;
-    let mut tile = tile.split(tile.splits, &layout);
-    // Those kernels count bytes in 32 bits.
-    let bytes = RowFormat::Bf16.bytes(rows.max(layout.rows), layout.cols);
-    tile.overlapped &= bytes <= u32::MAX as usize;
-    let whole = Job { layout, tile, gated: out.gated, format: out.rows.format };
-    let (x_chunks, out) = (rows * RowFormat::Bf16.width(layout.cols) / 8, &out.rows.handle);
-    // SAFETY: these lengths are those of the layout and the rows, which bound every index of the kernels; their
-    // inline instructions address shared memory within the stages of tiles.
-    let buffer = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
-    let x = || buffer(x, x_chunks);
-    let quants = || buffer(&matrix.quants, layout.rows * layout.row_words() / 4);
-    let side = || buffer(&matrix.side, (layout.rows * layout.side_words()).max(1));
-    let written = || buffer(out, rows * whole.written() / whole.element_outputs());
-    let sums = match tile.engine {
-        Engine::Planes => 4, // not used
-        Engine::Warpgroups => tile.sums().next_power_of_two(),
-    };
-    let dim = CubeDim::new_1d(tile.units() as u32);
+    let tile = fitted(tile, &layout, rows);
+    let job = Job { layout, tile, gated: out.gated, format: out.rows.format, finish: out.finish() };
+    let side_len = (layout.rows * layout.side_words()).max(1);
+    let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
     if tile.splits == 1 {
-        let (count, words) = (tiles(&whole, rows), whole.element_words());
-        // SAFETY: as above.
-        unsafe {
-            tensor_kernel::launch_unchecked(
-                client,
-                CubeCount::Static(count.0, count.1, 1),
-                dim,
-                sums,
-                words,
-                x(),
-                quants(),
-                side(),
-                written(),
-                rows as u32,
-                whole,
-            );
-        }
+        launch_tiles(client, job, x, matrix, (bias, added, added_rows), &out.rows.handle, rows);
         return;
     }
-    let splits = tile.splits as u32;
-    // Each part is like a product of its own.
-    let part = Job { gated: false, format: RowFormat::F32, ..whole };
-    let count = tiles(&part, rows);
-    let floats = tile.splits * rows * layout.rows;
     let bytes = part_bytes(tile.splits, &layout, rows);
     let given = scratch.filter(|scratch| scratch.size_in_used() >= bytes as u64).cloned();
     let parts = given.unwrap_or_else(|| client.empty(bytes));
-    // SAFETY: as above.
-    unsafe {
-        tensor_kernel::launch_unchecked(
-            client,
-            CubeCount::Static(count.0, count.1, splits),
-            dim,
-            sums,
-            part.element_words(),
-            x(),
-            quants(),
-            side(),
-            buffer(&parts, floats / part.element_outputs()),
-            rows as u32,
-            part,
-        );
-    }
-    let pairs = whole.written().div_ceil(2) as u32;
-    // SAFETY: as above.
+    launch_tensor_parts(client, tile, x, matrix, &parts, rows);
+    let pairs = job.written().div_ceil(2) as u32;
+    // SAFETY: the lengths are those of the layout, the rows and the parts, which bound every index of the kernel.
     unsafe {
         parts_kernel::launch_unchecked(
             client,
             CubeCount::Static(pairs.div_ceil(UNITS), rows as u32, 1),
             CubeDim::new_1d(UNITS),
-            whole.element_words(),
-            buffer(&parts, floats),
-            written(),
+            job.element_words(),
+            BufferArg::from_raw_parts(parts.clone(), tile.splits * rows * layout.rows),
+            bias,
+            added,
+            BufferArg::from_raw_parts(out.rows.handle.clone(), rows * job.written() / job.element_outputs()),
             rows as u32,
-            whole,
+            added_rows,
+            job,
         );
     }
 }
 
-/// Tiles of the outputs, along the rows of the input and of the matrix.
-fn tiles(job: &Job, rows: usize) -> (u32, u32) {
-    (rows.div_ceil(job.tile.m) as u32, job.written().div_ceil(job.cube_outputs()) as u32)
+/// The sums of each part of the columns, f32 \[splits, rows, layout.rows\].
+fn launch_tensor_parts(
+    client: &Client,
+    tile: Tile,
+    x: &Handle,
+    matrix: &PackedMatrix,
+    parts: &Handle,
+    rows: usize,
+) {
+    let layout = matrix.layout;
+    let tile = fitted(tile, &layout, rows);
+    // Each part is like a product of its own.
+    let job = Job { layout, tile, gated: false, format: RowFormat::F32, finish: Finish::NONE };
+    let side_len = (layout.rows * layout.side_words()).max(1);
+    // SAFETY: the length is that of the layout; nothing is read of what stands for biases and added rows.
+    let unused = || unsafe { BufferArg::from_raw_parts(matrix.side.clone(), side_len) };
+    launch_tiles(client, job, x, matrix, (unused(), unused(), 1), parts, rows);
+}
+
+/// The tile with parts that none is empty of, and with the copies that it can make.
+fn fitted(tile: Tile, layout: &Layout, rows: usize) -> Tile {
+    let tile = tile.split(tile.splits, layout);
+    // The kernels that copy beside the products count bytes in 32 bits.
+    let bytes = RowFormat::Bf16.bytes(rows.max(layout.rows), layout.cols);
+    Tile { overlapped: tile.overlapped && bytes <= u32::MAX as usize, ..tile }
+}
+
+fn launch_tiles(
+    client: &Client,
+    job: Job,
+    x: &Handle,
+    matrix: &PackedMatrix,
+    (bias, added, added_rows): (BufferArg, BufferArg, u32),
+    out: &Handle,
+    rows: usize,
+) {
+    let Job { layout, tile, .. } = job;
+    let x_chunks = rows * RowFormat::Bf16.width(layout.cols) / 8;
+    let side_len = (layout.rows * layout.side_words()).max(1);
+    let out_len = tile.splits * rows * job.written() / job.element_outputs();
+    let sums = match tile.engine {
+        Engine::Planes => 4, // not used
+        Engine::Warpgroups => tile.sums().next_power_of_two(),
+    };
+    let count = CubeCount::Static(
+        rows.div_ceil(tile.m) as u32,
+        job.written().div_ceil(job.cube_outputs()) as u32,
+        tile.splits as u32,
+    );
+    // SAFETY: these lengths are those of the layout and the rows, which bound every index of the kernel; its inline
+    // instructions address shared memory within the stages of tiles.
+    unsafe {
+        tensor_kernel::launch_unchecked(
+            client,
+            count,
+            CubeDim::new_1d(tile.units() as u32),
+            sums,
+            job.element_words(),
+            BufferArg::from_raw_parts(x.clone(), x_chunks),
+            BufferArg::from_raw_parts(matrix.quants.clone(), layout.rows * layout.row_words() / 4),
+            BufferArg::from_raw_parts(matrix.side.clone(), side_len),
+            bias,
+            added,
+            BufferArg::from_raw_parts(out.clone(), out_len),
+            rows as u32,
+            added_rows,
+            job,
+        );
+    }
 }

@@ -4,7 +4,7 @@ use std::cmp::min;
 
 use cubecl::prelude::*;
 
-use super::epilogue::{Job, put_pair};
+use super::epilogue::{Job, finished, put_pair};
 use crate::ops::cube::matvec::gelu_tanh;
 
 /// Units of a cube.
@@ -14,8 +14,11 @@ pub(super) const UNITS: u32 = 128;
 #[cube(launch_unchecked)]
 pub(super) fn parts_kernel<O: Size>(
     parts: &[f32],
+    bias: &[f32],
+    added: &[f32],
     out: &mut [Vector<u32, O>],
     rows: u32,
+    added_rows: u32,
     #[comptime] job: Job,
 ) {
     let column = ABSOLUTE_POS_X * 2u32;
@@ -28,6 +31,10 @@ pub(super) fn parts_kernel<O: Size>(
             first = gelu_tanh(first) * part_sum(parts, row, ups, rows, job);
             second = gelu_tanh(second) * part_sum(parts, row, ups + 1u32, rows, job);
         }
+        let outputs = comptime!(job.outputs());
+        let finish = comptime!(job.finish);
+        first = finished(first, row, column, bias, added, added_rows, outputs, finish);
+        second = finished(second, row, column + 1u32, bias, added, added_rows, outputs, finish);
         put_pair::<O>(out, row as usize, column, first, second, job);
     }
 }

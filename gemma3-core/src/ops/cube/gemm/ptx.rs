@@ -76,7 +76,7 @@ pub(super) fn store_half_chunk(to: u32, a: u32, b: u32) {
 
 /// Two floats as bf16, rounded to even, the first in the low half.
 #[cube]
-pub(super) fn bf16_pair(low: f32, high: f32) -> u32 {
+pub(crate) fn bf16_pair(low: f32, high: f32) -> u32 {
     let pair: u32;
     gpu_asm!(
         "cvt.rn.bf16x2.f32 {pair}, {high}, {low};",

@@ -32,6 +32,11 @@ impl RowFormat {
         }
     }
 
+    /// Whether rows of `cols` numbers have nothing that they are filled up with.
+    pub const fn is_full(self, cols: usize) -> bool {
+        self.width(cols) == cols
+    }
+
     /// Bytes of `rows` rows of `cols` numbers.
     pub const fn bytes(self, rows: usize, cols: usize) -> usize {
         match self {
@@ -71,6 +76,20 @@ pub fn write_rows(
     rows: usize,
     cols: usize,
 ) {
+    write_rows_of_parts(client, machine, input, 1, out, rows, cols);
+}
+
+/// The same of an input whose `branch`, or whose `x` where there is none, lies in parts that are added up first, f32
+/// \[parts, rows, cols\], as [`linear_parts`](super::linear_parts) leaves them.
+pub fn write_rows_of_parts(
+    client: &Client,
+    machine: &Machine,
+    input: Input<'_>,
+    parts: usize,
+    out: &Rows,
+    rows: usize,
+    cols: usize,
+) {
     if rows == 0 {
         return;
     }
@@ -94,10 +113,11 @@ pub fn write_rows(
                     count,
                     groups.dim(),
                     words,
-                    floats(x, rows * quads),
+                    floats(x, parts * rows * quads),
                     floats(scale, quads),
                     written,
                     eps,
+                    parts,
                     quads,
                     out.format,
                     normed,
@@ -113,12 +133,13 @@ pub fn write_rows(
                 groups.dim(),
                 words,
                 floats(x, rows * quads),
-                floats(branch, rows * quads),
+                floats(branch, parts * rows * quads),
                 floats(branch_scale, quads),
                 floats(scale, quads),
                 floats(stream, rows * quads),
                 written,
                 eps,
+                parts,
                 quads,
                 out.format,
                 groups,
@@ -129,7 +150,7 @@ pub fn write_rows(
 
 impl RowFormat {
     /// Words that four numbers take.
-    const fn words_of_quad(self) -> usize {
+    pub(crate) const fn words_of_quad(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
@@ -144,6 +165,7 @@ fn rows_kernel<O: Size>(
     scale: &[Quad],
     out: &mut [Vector<u32, O>],
     eps: f32,
+    #[comptime] parts: usize,
     #[comptime] quads: usize,
     #[comptime] format: RowFormat,
     #[comptime] normed: bool,
@@ -151,9 +173,9 @@ fn rows_kernel<O: Size>(
 ) {
     let share = comptime!((format.width(4 * quads) / 4).div_ceil(groups.cube_units()));
     let mut values = Array::<Quad>::new(share);
-    read_row(x, &mut values, quads, share, groups);
+    read_row(x, &mut values, parts, quads, share, groups);
     if comptime!(normed) {
-        normalize(&mut values, scale, eps, quads, share, groups);
+        normalized_by(&mut values, scale, eps, quads, share, groups);
     }
     write_row::<O>(&values, out, quads, share, format, groups);
 }
@@ -168,6 +190,7 @@ fn residual_rows_kernel<O: Size>(
     stream: &mut [Quad],
     out: &mut [Vector<u32, O>],
     eps: f32,
+    #[comptime] parts: usize,
     #[comptime] quads: usize,
     #[comptime] format: RowFormat,
     #[comptime] groups: Groups,
@@ -176,8 +199,8 @@ fn residual_rows_kernel<O: Size>(
     let share = comptime!((format.width(4 * quads) / 4).div_ceil(units));
     let row = CUBE_POS_X as usize * quads;
     let mut values = Array::<Quad>::new(share);
-    read_row(branch, &mut values, quads, share, groups);
-    normalize(&mut values, branch_scale, eps, quads, share, groups);
+    read_row(branch, &mut values, parts, quads, share, groups);
+    normalized_by(&mut values, branch_scale, eps, quads, share, groups);
     #[unroll]
     for i in 0..share {
         let at = UNIT_POS as usize + comptime!(i * units);
@@ -186,15 +209,16 @@ fn residual_rows_kernel<O: Size>(
             stream[row + at] = values[i];
         }
     }
-    normalize(&mut values, scale, eps, quads, share, groups);
+    normalized_by(&mut values, scale, eps, quads, share, groups);
     write_row::<O>(&values, out, quads, share, format, groups);
 }
 
-/// A unit's share of its cube's row; zeros beyond the end.
+/// A unit's share of its cube's row, the sum of `parts` rows that lie `CUBE_COUNT_X` rows apart; zeros beyond the end.
 #[cube]
-fn read_row(
+pub(super) fn read_row(
     x: &[Quad],
     values: &mut Array<Quad>,
+    #[comptime] parts: usize,
     #[comptime] quads: usize,
     #[comptime] share: usize,
     #[comptime] groups: Groups,
@@ -203,14 +227,19 @@ fn read_row(
     #[unroll]
     for i in 0..share {
         let at = UNIT_POS as usize + comptime!(i * groups.cube_units());
-        let value = x[row + min(at, comptime!(quads - 1))];
+        let place = row + min(at, comptime!(quads - 1));
+        let mut value = x[place];
+        #[unroll]
+        for part in 1..parts {
+            value += x[place + CUBE_COUNT_X as usize * comptime!(part * quads)];
+        }
         values[i] = select(at < quads, value, Quad::new(0.0f32));
     }
 }
 
-/// `values` -> `rms_norm(values) * scale`.
+/// `values` -> `rms_norm(values) * scale`; of values around their mean that is their layer norm.
 #[cube]
-fn normalize(
+pub(super) fn normalized_by(
     values: &mut Array<Quad>,
     scale: &[Quad],
     eps: f32,
@@ -228,7 +257,7 @@ fn normalize(
 
 /// Writes a unit's share of its cube's row, and of the zeros after it.
 #[cube]
-fn write_row<O: Size>(
+pub(super) fn write_row<O: Size>(
     values: &Array<Quad>,
     out: &mut [Vector<u32, O>],
     #[comptime] quads: usize,
@@ -241,19 +270,25 @@ fn write_row<O: Size>(
     for i in 0..share {
         let at = UNIT_POS as usize + comptime!(i * groups.cube_units());
         if at < written {
-            let mut words = Vector::<u32, O>::empty();
-            if comptime!(matches!(format, RowFormat::Bf16)) {
-                words.insert(0usize, bf16_pair(values[i].extract(0usize), values[i].extract(1usize)));
-                words.insert(1usize, bf16_pair(values[i].extract(2usize), values[i].extract(3usize)));
-            } else {
-                #[unroll]
-                for j in 0..4usize {
-                    words.insert(j, u32::reinterpret(values[i].extract(j)));
-                }
-            }
-            out[CUBE_POS_X as usize * written + at] = words;
+            out[CUBE_POS_X as usize * written + at] = quad_words::<O>(values[i], format);
         }
     }
+}
+
+/// Four neighbouring numbers of a row as they lie in memory, in [`RowFormat::words_of_quad`] words.
+#[cube]
+pub(crate) fn quad_words<O: Size>(quad: Quad, #[comptime] format: RowFormat) -> Vector<u32, O> {
+    let mut words = Vector::<u32, O>::empty();
+    if comptime!(matches!(format, RowFormat::Bf16)) {
+        words.insert(0usize, bf16_pair(quad.extract(0usize), quad.extract(1usize)));
+        words.insert(1usize, bf16_pair(quad.extract(2usize), quad.extract(3usize)));
+    } else {
+        #[unroll]
+        for j in 0..4usize {
+            words.insert(j, u32::reinterpret(quad.extract(j)));
+        }
+    }
+    words
 }
 
 /// `1 / sqrt(mean + eps)` of the squares of a row.

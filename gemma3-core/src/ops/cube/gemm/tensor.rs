@@ -21,13 +21,16 @@ pub(super) fn tensor_kernel<S: Size, O: Size>(
     x: &[Chunk],
     quants: &[Chunk],
     side: &[u32],
+    bias: &[f32],
+    added: &[f32],
     out: &mut [Vector<u32, O>],
     rows: u32,
+    added_rows: u32,
     #[comptime] job: Job,
 ) {
     let mut sums = Array::<Quad>::new(comptime!(job.plane_sums()));
     tile_sums::<S>(x, quants, side, &mut sums, rows, job);
-    store::<O>(&sums, out, CUBE_POS_Z * rows, rows, job);
+    store::<O>(&sums, bias, added, out, CUBE_POS_Z * rows, rows, added_rows, job);
 }
 
 /// The sums of a unit over the cube's part of the columns.

@@ -52,23 +52,6 @@ fn plans(client: &Client) -> Vec<Plan> {
     plans
 }
 
-/// Rows of a format as f32; what bf16 rows are filled up with has to be zeros.
-fn values(client: &Client, rows: &Rows, count: usize, cols: usize) -> Vec<f32> {
-    let words = download(client, &rows.handle);
-    match rows.format {
-        RowFormat::F32 => words,
-        RowFormat::Bf16 => {
-            let width = RowFormat::Bf16.width(cols);
-            let halves = words.iter().flat_map(|word| [word.to_bits() << 16, word.to_bits() & 0xffff_0000]);
-            let halves: Vec<f32> = halves.map(f32::from_bits).collect();
-            assert_eq!(halves.len(), count * width);
-            let rows = halves.chunks_exact(width);
-            assert!(rows.clone().all(|row| row[cols..].iter().all(|filling| *filling == 0.0)));
-            rows.flat_map(|row| row[..cols].to_vec()).collect()
-        }
-    }
-}
-
 fn poisoned_rows(client: &Client, format: RowFormat, rows: usize, cols: usize) -> Rows {
     Rows { handle: poisoned(client, format.bytes(rows, cols) / 4), format }
 }
@@ -204,6 +187,94 @@ fn rows_are_normalized_on_the_way() {
             let expected = sized(rms_norm(&h, &scale, f64::from(EPS)));
             assert_close(&values(&client, &out, rows, cols), &expected, tolerance, "residual");
             assert_close(&download(&client, &stream), &sized(h), 1e-6, "stream");
+        }
+    }
+}
+
+#[test]
+fn parts_of_a_product_are_added_up_by_who_reads_them() {
+    let Some(client) = client() else { return };
+    let machine = Machine::of(&client);
+    // Without division where there are no tensor cores: one part. With few rows and few outputs: several.
+    let (rows, outputs, cols) = (5, 68, 2048);
+    let mut random = Random::new(45);
+    let (matrix, weights) = random_matrix(&client, TensorFormat::BF16, outputs, cols, &mut random);
+    let processor = Processor::of(&client);
+    for precision in [Precision::Exact, Precision::Fast] {
+        let format = processor.row_format(precision);
+        let (x, numbers) = random_rows(&client, format, rows, cols, &mut random);
+        let parts = part_count(&processor, &matrix.layout, format, rows);
+        assert_eq!(parts > 1, format == RowFormat::Bf16, "{parts}");
+        let divided = poisoned(&client, parts * rows * outputs);
+        assert_eq!(linear_parts(&client, &processor, &x, &matrix, &divided, rows), parts);
+        let out = poisoned(&client, rows * outputs);
+        let input = Input::Plain { x: &divided };
+        write_rows_of_parts(&client, &machine, input, parts, &Rows::f32(&out), rows, outputs);
+        let expected = product(&to_f64(&numbers), &weights, cols);
+        let tolerance = if format == RowFormat::F32 { EXACT } else { ROUNDED };
+        assert_close(&download(&client, &out), &expected, tolerance, "the sum of the parts");
+    }
+}
+
+#[test]
+fn a_branch_in_parts_joins_the_stream() {
+    let Some(client) = client() else { return };
+    let (machine, rows, cols, parts) = (Machine::of(&client), 3, 1220, 4);
+    let mut random = Random::new(46);
+    let (x, branch) = (random.floats(rows * cols), random.floats(parts * rows * cols));
+    let (branch_scale, scale) = (random.floats(cols), random.floats(cols));
+    let (out, stream) = (poisoned(&client, rows * cols), poisoned(&client, rows * cols));
+    let input = Input::Residual {
+        x: &upload(&client, &x),
+        branch: &upload(&client, &branch),
+        branch_scale: &upload(&client, &branch_scale),
+        scale: &upload(&client, &scale),
+        stream: &stream,
+        eps: EPS,
+    };
+    write_rows_of_parts(&client, &machine, input, parts, &Rows::f32(&out), rows, cols);
+    let sums = |at: usize| (0..parts).map(|part| f64::from(branch[part * rows * cols + at])).sum::<f64>();
+    let whole: Vec<f64> = (0..rows * cols).map(sums).collect();
+    let added = rms_norm(&whole, &branch_scale, f64::from(EPS));
+    let h: Vec<f64> = added.iter().zip(&x).map(|(added, x)| added + f64::from(*x)).collect();
+    let sized = |values: Vec<f64>| values.into_iter().map(|value| (value, 4.0)).collect::<Vec<_>>();
+    let normed = rms_norm(&h, &scale, f64::from(EPS));
+    assert_close(&download(&client, &out), &sized(normed), 1e-6, "normed");
+    assert_close(&download(&client, &stream), &sized(h), 1e-6, "stream");
+}
+
+#[test]
+fn sums_are_finished_before_they_are_stored() {
+    let Some(client) = client() else { return };
+    // Rows that are added begin anew within a tile of the product; an odd number of outputs.
+    let (rows, added_rows, outputs, cols) = (35, 20, 67, 160);
+    let mut random = Random::new(44);
+    let (matrix, weights) = random_matrix(&client, TensorFormat::BF16, outputs, cols, &mut random);
+    let (bias, added) = (random.floats(outputs), random.floats(added_rows * outputs));
+    let (bias_at, added_at) = (upload(&client, &bias), upload(&client, &added));
+    for plan in plans(&client) {
+        let (tolerance, format) = precision(&plan);
+        let (x, numbers) = random_rows(&client, format, rows, cols, &mut random);
+        let sums = product(&to_f64(&numbers), &weights, cols);
+        for (with_gelu, with_added) in [(false, false), (true, false), (false, true), (true, true)] {
+            let expected: Vec<(f64, f64)> = (sums.iter().enumerate())
+                .map(|(at, (sum, size))| {
+                    let (row, column) = (at / outputs, at % outputs);
+                    let sum = sum + f64::from(bias[column]);
+                    let value = if with_gelu { gelu(sum) } else { sum };
+                    let added = f64::from(added[row % added_rows * outputs + column]);
+                    let value = if with_added { value + added } else { value };
+                    // gelu has a slope of at most 1.13; results are rounded once more in bf16 rows.
+                    let rounding = if format == RowFormat::F32 { 0.0 } else { ROUNDED_OUTPUT / tolerance };
+                    (value, 1.13 * size + 1.0 + rounding * value.abs())
+                })
+                .collect();
+            let added = with_added.then_some((&added_at, added_rows));
+            let ending = Ending { bias: &bias_at, gelu: with_gelu, added };
+            let out = poisoned_rows(&client, format, rows, outputs);
+            launch(&client, plan, &x, &matrix, Output::ending(&out, ending), rows, None);
+            let what = format!("gelu {with_gelu}, added {with_added}, {plan:?}");
+            assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
         }
     }
 }

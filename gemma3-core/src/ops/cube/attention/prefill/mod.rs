@@ -27,10 +27,11 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::cache::{CacheFormat, CacheLayout};
+use crate::ops::cube::gemm::{RowFormat, Rows};
 pub use heads::{Chunk, ChunkHeads, norm_rope_cache_chunk};
 pub(super) use plain::{KeyRows, PlainShape, full_kernel as plain_full_kernel};
-use tensor::TensorShape;
 pub use tensor::TensorTile;
+use tensor::{Operands, TensorShape};
 #[cfg(test)]
 pub(super) use tests::attended;
 
@@ -58,8 +59,8 @@ pub struct PrefillBuffers<'a> {
     pub values: &'a Handle,
     /// First and end of the positions that each query sees, u32 \[tokens, 2\]: see [`visible_ranges`].
     pub visible: &'a Handle,
-    /// Receives f32 \[tokens, heads * head_dim\].
-    pub out: &'a Handle,
+    /// Receives \[tokens, heads * head_dim\], in the format that [`PrefillPath::row_format`] allows.
+    pub out: &'a Rows,
 }
 
 /// What multiplies.
@@ -87,6 +88,15 @@ impl PrefillPath {
         let tile = tiles.into_iter().find(|tile| tile.runs(client, attention));
         tile.map_or(Self::Plain, Self::Tensor)
     }
+
+    /// The format in which attended rows of `width` numbers are written for products that take `products`: bf16 by
+    /// tensor cores, where rows have nothing that they are filled up with; f32 otherwise.
+    pub fn row_format(&self, products: RowFormat, width: usize) -> RowFormat {
+        match (self, products) {
+            (Self::Tensor(_), RowFormat::Bf16) if RowFormat::Bf16.is_full(width) => RowFormat::Bf16,
+            _ => RowFormat::F32,
+        }
+    }
 }
 
 impl TensorTile {
@@ -106,7 +116,8 @@ impl TensorTile {
             k: 16,
         };
         let hardware = &client.properties().hardware;
-        let shape = TensorShape { attention: *attention, tile: *self };
+        let (operands, out) = (Operands::Cached, RowFormat::F32);
+        let shape = TensorShape { attention: *attention, tile: *self, operands, out };
         // The kernel is PTX: asynchronous copies are what only CUDA has.
         client.features().copy_async
             && client.features().matmul.mma.contains(&multiply)
@@ -133,7 +144,8 @@ pub fn visible_ranges(queries: Range<usize>, window: Option<usize>, images: &[Ra
 /// Attention of `tokens` queries of a sequence of the cache.
 ///
 /// # Panics
-/// The heads must be a multiple of the key heads, and the sequence one of the cache.
+/// The heads must be a multiple of the key heads, the sequence one of the cache, and the output in a format that the
+/// path writes.
 pub fn prefill_attention(
     client: &Client,
     attention: PrefillAttention,
@@ -144,6 +156,8 @@ pub fn prefill_attention(
 ) {
     let CacheLayout { sequences, kv_heads, head_dim, format, .. } = attention.cache;
     assert!(attention.heads.is_multiple_of(kv_heads) && sequence < sequences && head_dim.is_multiple_of(8));
+    let out = buffers.out.format;
+    assert_eq!(path.row_format(out, attention.heads * head_dim), out);
     if tokens == 0 {
         return;
     }
@@ -166,7 +180,7 @@ pub fn prefill_attention(
                 BufferArg::from_raw_parts(buffers.keys.clone(), attention.cache.quads()),
                 BufferArg::from_raw_parts(buffers.values.clone(), attention.cache.quads()),
                 buffer(buffers.visible, 2 * tokens),
-                buffer(buffers.out, numbers / 4),
+                buffer(&buffers.out.handle, numbers / 4),
                 tokens as u32,
                 sequence as u32,
                 shape,
@@ -174,16 +188,17 @@ pub fn prefill_attention(
         },
         // SAFETY: as above.
         PrefillPath::Tensor(tile) => unsafe {
-            let shape = TensorShape { attention, tile };
+            let shape = TensorShape { attention, tile, operands: Operands::Cached, out };
             tensor::visible_kernel::launch_unchecked(
                 client,
                 CubeCount::Static(rows.div_ceil(shape.rows()) as u32, kv_heads as u32, 1),
                 shape.dim(),
+                out.words_of_quad() / 2,
                 buffer(buffers.queries, numbers / 4),
                 buffer(buffers.keys, attention.cache.quads() / 2),
                 buffer(buffers.values, attention.cache.quads() / 2),
                 buffer(buffers.visible, 2 * tokens),
-                buffer(buffers.out, numbers / 2),
+                buffer(&buffers.out.handle, numbers / 2),
                 tokens as u32,
                 sequence as u32,
                 1.0,
@@ -193,9 +208,8 @@ pub fn prefill_attention(
     }
 }
 
-/// Every query of each sequence over all its keys, from a cache of halves that holds just them; the queries are
-/// multiplied by `factor`.
-#[allow(dead_code, reason = "kernels of the image encoder, which does not call them yet")]
+/// Every query of each sequence over all its keys, from and to rows of halves \[sequences * tokens, heads * head_dim\],
+/// as the shape of a cache that holds just them has it; the queries are multiplied by `factor`.
 pub(super) fn tensor_full_attention(
     client: &Client,
     attention: PrefillAttention,
@@ -204,7 +218,8 @@ pub(super) fn tensor_full_attention(
     tile: TensorTile,
 ) {
     let CacheLayout { sequences, kv_heads, slots: tokens, head_dim, .. } = attention.cache;
-    let shape = TensorShape { attention, tile };
+    let out_format = RowFormat::Bf16;
+    let shape = TensorShape { attention, tile, operands: Operands::Rows, out: out_format };
     let numbers = sequences * tokens * attention.heads * head_dim;
     // SAFETY: the lengths are those of the shapes; the kernel keeps rows and slots below the tokens.
     unsafe {
@@ -212,9 +227,10 @@ pub(super) fn tensor_full_attention(
             client,
             CubeCount::Static(tokens.div_ceil(shape.rows()) as u32, kv_heads as u32, sequences as u32),
             shape.dim(),
-            BufferArg::from_raw_parts(queries.clone(), numbers / 4),
-            BufferArg::from_raw_parts(keys.clone(), attention.cache.quads() / 2),
-            BufferArg::from_raw_parts(values.clone(), attention.cache.quads() / 2),
+            out_format.words_of_quad() / 2,
+            BufferArg::from_raw_parts(queries.clone(), numbers / 8),
+            BufferArg::from_raw_parts(keys.clone(), numbers / 8),
+            BufferArg::from_raw_parts(values.clone(), numbers / 8),
             BufferArg::from_raw_parts(out.clone(), numbers / 2),
             tokens as u32,
             factor,

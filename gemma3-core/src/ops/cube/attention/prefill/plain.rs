@@ -51,7 +51,6 @@ impl KeyRows {
     }
 
     /// In f32 \[sequences * tokens, heads * head_dim\].
-    #[allow(dead_code, reason = "kernels of the image encoder, which does not call them yet")]
     pub const fn of_rows(tokens: usize, heads: usize, head_dim: usize) -> Self {
         let row = heads * head_dim / 4;
         let format = CacheFormat::F32;

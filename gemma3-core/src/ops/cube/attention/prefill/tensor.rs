@@ -20,10 +20,8 @@ use cubecl::prelude::*;
 use super::registers::*;
 use super::{LOWEST, PrefillAttention};
 use crate::ops::cube::attention::cache::CacheFormat;
+use crate::ops::cube::gemm::{RowFormat, bf16_pair};
 use crate::ops::cube::packed::Quad;
-
-/// Two columns of a result.
-pub(super) type Pair = Vector<f32, Const<2>>;
 
 /// Units of a plane.
 const LANES: usize = 32;
@@ -46,6 +44,18 @@ pub struct TensorTile {
 pub(super) struct TensorShape {
     pub attention: PrefillAttention,
     pub tile: TensorTile,
+    pub operands: Operands,
+    /// What the attended values become, in rows that are full.
+    pub out: RowFormat,
+}
+
+/// Where queries, keys and values lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Operands {
+    /// Queries f32 \[tokens, heads * head_dim\], keys and values in a cache.
+    Cached,
+    /// All three in rows of halves, \[sequences * tokens, heads * head_dim\].
+    Rows,
 }
 
 impl TensorShape {
@@ -68,6 +78,14 @@ impl TensorShape {
     /// different banks.
     const fn stride(&self) -> usize {
         16 * (self.chunks() | 1)
+    }
+
+    /// Chunks from one key to the next.
+    const fn key_stride(&self) -> usize {
+        match self.operands {
+            Operands::Cached => self.chunks(),
+            Operands::Rows => self.attention.cache.kv_heads * self.chunks(),
+        }
     }
 
     const fn group_units(&self) -> usize {
@@ -128,12 +146,12 @@ fn local_row(#[comptime] sixteen: usize, #[comptime] half: usize, #[comptime] ti
 
 /// Cube `[tile, kv_head, sequence]`: queries with the keys that `visible` says, \[tokens, 2\].
 #[cube(launch_unchecked)]
-pub(super) fn visible_kernel(
-    queries: &[Quad],
+pub(super) fn visible_kernel<O: Size>(
+    queries: &[Words],
     keys: &[Words],
     values: &[Words],
     visible: &[u32],
-    out: &mut [Pair],
+    out: &mut [Vector<u32, O>],
     tokens: u32,
     sequence: u32,
     factor: f32,
@@ -161,7 +179,7 @@ pub(super) fn visible_kernel(
     let last_row = min(first_row + comptime!(shape.rows()), rows) - 1;
     let (all_first, end) = visible_range(visible, last_row / shared_by, slots);
     let end = min(end, first + slots);
-    attend(
+    attend::<O>(
         queries, keys, values, out, &ranges, first, end, all_first, all_end, first_row, tokens, sequence,
         factor, shape,
     );
@@ -169,11 +187,11 @@ pub(super) fn visible_kernel(
 
 /// Cube `[tile, head, sequence]`: every query sees all keys.
 #[cube(launch_unchecked)]
-pub(super) fn full_kernel(
-    queries: &[Quad],
+pub(super) fn full_kernel<O: Size>(
+    queries: &[Words],
     keys: &[Words],
     values: &[Words],
-    out: &mut [Pair],
+    out: &mut [Vector<u32, O>],
     tokens: u32,
     factor: f32,
     #[comptime] shape: TensorShape,
@@ -188,7 +206,9 @@ pub(super) fn full_kernel(
     let first_row = CUBE_POS_X as usize * comptime!(shape.rows());
     let end = slots.runtime();
     let zero = 0u32.runtime();
-    attend(queries, keys, values, out, &ranges, zero, end, zero, end, first_row, tokens, zero, factor, shape);
+    attend::<O>(
+        queries, keys, values, out, &ranges, zero, end, zero, end, first_row, tokens, zero, factor, shape,
+    );
 }
 
 /// The keys that a query sees. Whatever the buffer holds, they are at most as many as there are slots.
@@ -200,11 +220,11 @@ pub(super) fn visible_range(visible: &[u32], query: usize, #[comptime] slots: u3
 }
 
 #[cube]
-fn attend(
-    queries: &[Quad],
+fn attend<O: Size>(
+    queries: &[Words],
     keys: &[Words],
     values: &[Words],
-    out: &mut [Pair],
+    out: &mut [Vector<u32, O>],
     ranges: &Array<u32>,
     first: u32,
     end: u32,
@@ -231,8 +251,13 @@ fn attend(
     let base = shared_address(&mut memory);
     let keys_at = base + comptime!(shape.keys_at() as u32) + group * comptime!(2 * shape.block() as u32);
     let values_at = keys_at + comptime!(shape.block() as u32);
-    let source = ((CUBE_POS_Z + sequence) as usize * comptime!(layout.kv_heads) + kv_head)
-        * comptime!(layout.slots * chunks);
+    let sequence = (CUBE_POS_Z + sequence) as usize;
+    let source = match comptime!(shape.operands) {
+        Operands::Cached => {
+            (sequence * comptime!(layout.kv_heads) + kv_head) * comptime!(layout.slots * chunks)
+        }
+        Operands::Rows => sequence * comptime!(layout.slots * shape.key_stride()) + kv_head * chunks,
+    };
 
     let step = comptime!((tile.groups * tile.keys) as u32);
     let mut start = first + group * comptime!(tile.keys as u32);
@@ -399,7 +424,7 @@ fn attend(
         join_groups(base, &mut attended, &largest, &mut sums, factor, shape);
     }
     if group == 0 {
-        write(out, &attended, &sums, first_row, tokens, shape);
+        write::<O>(out, &attended, &sums, first_row, tokens, shape);
     }
 }
 
@@ -431,7 +456,8 @@ fn copy_block(from: &[Words], source: usize, start: u32, end: u32, to: u32, #[co
                 let position = start + key as u32;
                 let slot = (position % slots) as usize;
                 let to = to + key as u32 * comptime!(shape.stride() as u32) + chunk as u32 * 16;
-                copy_words(from, source + slot * chunks + chunk, to, select(position < end, 16u32, 0u32));
+                let from_chunk = source + slot * comptime!(shape.key_stride()) + chunk;
+                copy_words(from, from_chunk, to, select(position < end, 16u32, 0u32));
             }
         }
     }
@@ -439,7 +465,7 @@ fn copy_block(from: &[Words], source: usize, start: u32, end: u32, to: u32, #[co
 
 /// The tile's queries as halves.
 #[cube]
-fn stage_queries(queries: &[Quad], to: u32, first_row: usize, tokens: u32, #[comptime] shape: TensorShape) {
+fn stage_queries(queries: &[Words], to: u32, first_row: usize, tokens: u32, #[comptime] shape: TensorShape) {
     let half = comptime!(shape.half());
     let chunks = comptime!(shape.chunks());
     let heads = comptime!(shape.attention.heads);
@@ -453,13 +479,19 @@ fn stage_queries(queries: &[Quad], to: u32, first_row: usize, tokens: u32, #[com
         let row = min(first_row + at / chunks, rows - 1);
         let query = CUBE_POS_Z as usize * tokens as usize + row / shared_by;
         let head = CUBE_POS_Y as usize * shared_by + row % shared_by;
-        let from = ((query * heads + head) * chunks + chunk) * 2;
-        let (left, right) = (queries[from], queries[from + 1]);
+        let from = (query * heads + head) * chunks + chunk;
         let mut words = Words::empty();
-        words.insert(0usize, halves(left.extract(0usize), left.extract(1usize), half));
-        words.insert(1usize, halves(left.extract(2usize), left.extract(3usize), half));
-        words.insert(2usize, halves(right.extract(0usize), right.extract(1usize), half));
-        words.insert(3usize, halves(right.extract(2usize), right.extract(3usize), half));
+        match comptime!(shape.operands) {
+            Operands::Rows => words = queries[from],
+            Operands::Cached => {
+                let left = Quad::reinterpret(queries[2 * from]);
+                let right = Quad::reinterpret(queries[2 * from + 1]);
+                words.insert(0usize, halves(left.extract(0usize), left.extract(1usize), half));
+                words.insert(1usize, halves(left.extract(2usize), left.extract(3usize), half));
+                words.insert(2usize, halves(right.extract(0usize), right.extract(1usize), half));
+                words.insert(3usize, halves(right.extract(2usize), right.extract(3usize), half));
+            }
+        }
         store_shared(to + (at / chunks) as u32 * comptime!(shape.stride() as u32) + chunk as u32 * 16, words);
         at += units;
     }
@@ -614,8 +646,8 @@ fn join_groups(
 }
 
 #[cube]
-fn write(
-    out: &mut [Pair],
+fn write<O: Size>(
+    out: &mut [Vector<u32, O>],
     attended: &Array<Quad>,
     sums: &Array<f32>,
     first_row: usize,
@@ -639,9 +671,15 @@ fn write(
                 #[unroll]
                 for d in 0..chunks {
                     let quad = attended[comptime!(m * chunks + d)];
-                    let mut pair = Pair::empty();
-                    pair.insert(0usize, quad.extract(comptime!(2 * h)) * inverse);
-                    pair.insert(1usize, quad.extract(comptime!(2 * h + 1)) * inverse);
+                    let first = quad.extract(comptime!(2 * h)) * inverse;
+                    let second = quad.extract(comptime!(2 * h + 1)) * inverse;
+                    let mut pair = Vector::<u32, O>::empty();
+                    if comptime!(matches!(shape.out, RowFormat::Bf16)) {
+                        pair.insert(0usize, bf16_pair(first, second));
+                    } else {
+                        pair.insert(0usize, u32::reinterpret(first));
+                        pair.insert(1usize, u32::reinterpret(second));
+                    }
                     out[to + comptime!(4 * d)] = pair;
                 }
             }

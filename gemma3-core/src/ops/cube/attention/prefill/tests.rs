@@ -77,7 +77,7 @@ impl Case {
             keys: &upload_cache(client, &keys, format),
             values: &upload_cache(client, &values, format),
             visible: &upload_words(client, &visible),
-            out: &out,
+            out: &Rows::f32(&out),
         };
         prefill_attention(client, attention, 1, tokens, buffers, path);
         let halves = path != PrefillPath::Plain;
@@ -171,6 +171,32 @@ fn queries_attend_to_the_run_of_positions_they_see() {
 }
 
 #[test]
+fn attended_values_are_rounded_for_the_next_product() {
+    let Some(client) = client() else { return };
+    let cache = CacheLayout { sequences: 1, kv_heads: 2, slots: 64, head_dim: 64, format: CacheFormat::F16 };
+    let (attention, tokens) = (PrefillAttention { cache, heads: 4 }, 37);
+    let width = attention.heads * cache.head_dim;
+    let mut random = Random::new(48);
+    let numbers = cache.quads() * 4;
+    let [keys, values] = [(); 2].map(|()| upload_cache(&client, &random.floats(numbers), cache.format));
+    let queries = upload(&client, &random.floats(tokens * width));
+    let visible = upload_words(&client, &visible_ranges(0..tokens, Some(20), &[]));
+    for path in paths(&client, &attention) {
+        let [floats, rounded] = [RowFormat::F32, path.row_format(RowFormat::Bf16, width)].map(|format| {
+            let out = Rows { handle: poisoned(&client, format.bytes(tokens, width) / 4), format };
+            let (queries, visible) = (&queries, &visible);
+            let buffers = PrefillBuffers { queries, keys: &keys, values: &values, visible, out: &out };
+            prefill_attention(&client, attention, 0, tokens, buffers, path);
+            crate::ops::cube::testing::values(&client, &out, tokens, width)
+        });
+        let expected: Vec<_> = floats.iter().map(|x| (f64::from(*x), f64::from(x.abs()))).collect();
+        // Rounded to 8 bits: by half of the 2^-7 between neighbors, of the size of a 1.
+        let tolerance = if path == PrefillPath::Plain { 0.0 } else { 1.0 / 256.0 };
+        assert_close(&rounded, &expected, tolerance, &format!("{path:?}"));
+    }
+}
+
+#[test]
 fn ranges_of_any_content_stay_inside_the_cache() {
     let Some(client) = client() else { return };
     let cache = CacheLayout { sequences: 1, kv_heads: 1, slots: 40, head_dim: 32, format: CacheFormat::BF16 };
@@ -183,7 +209,7 @@ fn ranges_of_any_content_stay_inside_the_cache() {
             keys: &upload_cache(&client, &ones, cache.format),
             values: &upload_cache(&client, &ones, cache.format),
             visible: &upload_words(&client, &[u32::MAX, 7, 5, u32::MAX]),
-            out: &out,
+            out: &Rows::f32(&out),
         };
         prefill_attention(&client, attention, 0, 2, buffers, path);
         let found = download(&client, &out);
