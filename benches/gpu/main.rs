@@ -1,147 +1,145 @@
-//! A GPU against its limits: decode and prefill of random weights of true shapes.
+//! A GPU against its limits: decode and prefill of random weights of true shapes, and the image encoder.
 //!
-//! `cargo bench --bench gpu --features cuda -- --device cuda --models 1b:bf16,4b:q4_0 --json out.json`
+//! `cargo bench --bench gpu --features cuda -- --device cuda --models 1b:bf16,4b:q4_0 --vision --json out.json`
 //!
-//! First the copy bandwidth of the device is measured; each decode then has its share of it: the bytes of the
-//! weights and of the visible keys and values that a step reads, over the time that it takes.
+//! First the device's limits are measured: how fast it copies, and how fast it multiplies large matrices. A decode then
+//! has its share of the first, a prefill and the image encoder have theirs of the second ([`work`] says of what). With
+//! further options: the host's memory while a model loads (`--load`), whether a seed repeats (`--determinism`), many
+//! steps in a row (`--steady`), the time of a start (`--warm`).
+//!
+//! Each part runs in a process of its own ([`child`]); this one only prints and writes. Without any argument, as
+//! `cargo test --benches` runs it, nothing is measured.
 
-mod copy;
+mod arguments;
+mod child;
+mod determinism;
+mod folder;
+#[cfg(any(
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "webgpu",
+    feature = "cuda",
+    feature = "rocm"
+))]
+mod gemm;
+mod limits;
+mod load;
 mod measure;
+mod memory;
+mod models;
 mod report;
+mod start;
+mod steady;
+mod vision;
+mod work;
 
 use clap::Parser;
-use gemma3::core::checkpoint::{Checkpoint, TensorFormat};
-use gemma3::core::config::TextConfig;
-use gemma3::core::model::Model;
-use gemma3::{LoadOptions, Precision, device};
+use gemma3::core::checkpoint::TensorFormat;
+use gemma3::{Device, device};
+use serde::de::DeserializeOwned;
 
-use measure::{Case, measure};
-use report::{Report, Row};
+use arguments::{Arguments, Part};
+use limits::Limits;
+use models::RandomModel;
+use report::{Figure, Report};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Measures Gemma 3 on a GPU.
-#[derive(Debug, Parser)]
-struct Arguments {
-    /// The device: cuda, vulkan, wgpu, ..., as built in.
-    #[arg(long, default_value = "cuda")]
-    device: String,
+/// Whatever ends a part.
+pub type Failure = Box<dyn std::error::Error>;
 
-    /// Sizes and formats of random weights.
-    #[arg(long, default_value = "1b:bf16,1b:q8_0,1b:q4_0,4b:bf16,4b:q4_0", value_delimiter = ',')]
-    models: Vec<String>,
-
-    /// Tokens of the prompt before a decode.
-    #[arg(long, default_value_t = 128)]
-    n_prompt: usize,
-
-    /// Tokens of a decode.
-    #[arg(long, default_value_t = 256)]
-    n_gen: usize,
-
-    /// Depths of further decodes.
-    #[arg(long, value_delimiter = ',')]
-    depths: Vec<usize>,
-
-    /// Tokens of a prefill; 0 leaves it out.
-    #[arg(long, default_value_t = 2048)]
-    n_prefill: usize,
-
-    /// Sequences that are decoded together.
-    #[arg(long, value_delimiter = ',')]
-    batches: Vec<usize>,
-
-    /// Repetitions, of which the median counts.
-    #[arg(short = 'r', long, default_value_t = 3)]
-    repetitions: usize,
-
-    /// f32 activations in every product.
-    #[arg(long)]
-    exact: bool,
-
-    /// Where the rows go as JSON.
-    #[arg(long)]
-    json: Option<std::path::PathBuf>,
-
-    /// The date, for the JSON.
-    #[arg(long, default_value = "")]
-    date: String,
-
-    /// The commit, for the JSON.
-    #[arg(long, default_value = "")]
-    commit: String,
-
-    /// The card's name, for the JSON.
-    #[arg(long, default_value = "")]
-    card: String,
-
-    /// Measure the copy bandwidth alone and print it.
-    #[arg(long, hide = true)]
-    copy_only: bool,
-
-    /// What cargo adds.
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments = Arguments::parse();
-    let device = device::open(&arguments.device)?;
-    if arguments.copy_only {
-        println!("{}", copy::bandwidth(&device));
+fn main() -> Result<(), Failure> {
+    if std::env::args_os().len() == 1 {
+        println!("nothing is measured without arguments; `--help` lists them");
         return Ok(());
     }
-    let copy_gb_s = copy::bandwidth_of_another_process(&arguments.device)?;
-    println!("{} {}: copies at {copy_gb_s:.0} GB/s", arguments.card, arguments.device);
-    let mut report = Report::new(copy_gb_s);
-    for name in &arguments.models {
-        let (size, format) = name.split_once(':').ok_or("a model is a size and a format, as in 1b:bf16")?;
-        let format: TensorFormat = format.parse()?;
-        let checkpoint = Checkpoint::random(config(size)?, format, 0)?;
-        let precision = if arguments.exact { Precision::Exact } else { Precision::Fast };
-        let begun = std::time::Instant::now();
-        let model = Model::load(&checkpoint, &device, LoadOptions { precision, ..LoadOptions::default() })?;
-        drop(checkpoint);
-        println!("{name}: loaded in {:.1} s", begun.elapsed().as_secs_f64());
-        for case in arguments.cases() {
-            let rates = (0..arguments.repetitions.max(1)).map(|_| measure(&model, &case));
-            match rates.collect::<Result<Vec<_>, _>>() {
-                Ok(rates) => {
-                    report.add(Row::new(&model, size, format, &arguments.device, &case, rates, copy_gb_s));
-                }
-                // A card that is too small for one case has still others to measure.
-                Err(error) => println!("{name} {case:?}: {error}"),
-            }
-        }
+    let arguments = Arguments::parse();
+    match arguments.part {
+        Some(part) => run_part(part, &arguments),
+        None => run_all(&arguments),
     }
-    if let Some(path) = &arguments.json {
-        std::fs::write(path, report.json(&arguments.date, &arguments.commit, &arguments.card))?;
+}
+
+/// What the processes do that [`run_all`] starts. Each prints what it found as lines of JSON.
+fn run_part(part: Part, arguments: &Arguments) -> Result<(), Failure> {
+    keep_kernels(arguments)?;
+    let subject = arguments.subject.as_str();
+    match part {
+        Part::Limits => limits::find(arguments),
+        Part::BurnGemm => limits::find_burn_gemm(arguments),
+        Part::Model => measure::run(&subject.parse()?, arguments),
+        Part::Vision => vision::run(arguments),
+        Part::Load => load::run(subject.as_ref(), arguments),
+        Part::Draws => determinism::run(&subject.parse()?, arguments),
+        Part::Steady => steady::run(&subject.parse()?, arguments),
+        Part::Start => start::run(&subject.parse()?, arguments),
+    }
+}
+
+/// Compiled kernels are kept on disk from here on, if that was asked for: before a device is opened.
+fn keep_kernels(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(folder) = &arguments.kernel_cache {
+        device::persist_kernels(folder)?;
     }
     Ok(())
 }
 
-impl Arguments {
-    fn cases(&self) -> Vec<Case> {
-        let Self { n_prompt, n_gen, .. } = *self;
-        let decode = |n_depth, batch| Case { n_prompt: 0, n_gen, n_depth, batch };
-        let mut cases = vec![decode(n_prompt, 1)];
-        cases.extend(self.depths.iter().map(|depth| decode(*depth, 1)));
-        if self.n_prefill > 0 {
-            cases.push(Case { n_prompt: self.n_prefill, n_gen: 0, n_depth: 0, batch: 1 });
-        }
-        cases.extend(self.batches.iter().map(|batch| decode(n_prompt, *batch)));
-        cases
-    }
+fn open(arguments: &Arguments) -> Result<Device, Failure> {
+    Ok(device::open(&arguments.device)?)
 }
 
-fn config(size: &str) -> Result<TextConfig, String> {
-    match size {
-        "270m" => Ok(TextConfig::gemma3_270m()),
-        "1b" => Ok(TextConfig::gemma3_1b()),
-        "4b" => Ok(TextConfig::gemma3_4b()),
-        "12b" => Ok(TextConfig::gemma3_12b()),
-        "27b" => Ok(TextConfig::gemma3_27b()),
-        other => Err(format!("unknown size `{other}`: 270m, 1b, 4b, 12b or 27b")),
+/// Every part that was asked for, one after the other. One that fails leaves the others to be measured.
+fn run_all(arguments: &Arguments) -> Result<(), Failure> {
+    let models = arguments.models()?;
+    let mut report = Report::new(arguments, Limits::measure(arguments)?);
+    report.save()?;
+    if arguments.limits_only {
+        return Ok(());
     }
+    if let Some(model) = models.first().filter(|_| arguments.warm) {
+        // The second finds what the first has left on disk: kernels of ours, if they are kept, and the driver's. Before
+        // any other part, so that the first finds nothing.
+        for _ in 0..2 {
+            let result = run_figures::<start::Start>(Part::Start, model, &mut report);
+            report.end_part("warm", result)?;
+        }
+    }
+    if !models.is_empty() {
+        println!("\n{}", measure::HEAD);
+    }
+    for model in &models {
+        let result = run_figures::<measure::Measured>(Part::Model, model, &mut report);
+        report.end_part(&model.to_string(), result)?;
+    }
+    if arguments.vision {
+        let model = if arguments.tiny { "tiny" } else { "4b" };
+        let result = child::run(Part::Vision, "", |found: vision::Encoded| {
+            report.add(model, TensorFormat::BF16, &found)
+        });
+        report.end_part("image encoder", result)?;
+    }
+    for model in arguments.load()? {
+        let result = load::measure(&model, &mut report);
+        report.end_part(&format!("load {model}"), result)?;
+    }
+    if let Some(model) = models.first().filter(|_| arguments.determinism) {
+        let result = determinism::compare(model, &mut report);
+        report.end_part("determinism", result)?;
+    }
+    if let Some(model) = models.first().filter(|_| arguments.steady > 0) {
+        let result = run_figures::<steady::Steady>(Part::Steady, model, &mut report);
+        report.end_part("steady", result)?;
+    }
+    report.end()
+}
+
+/// A part that takes a model, whose answers are figures.
+fn run_figures<F: Figure + DeserializeOwned>(
+    part: Part,
+    model: &RandomModel,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    child::run(part, &model.to_string(), |found: F| report.add(&model.size, model.format, &found))
 }

@@ -1,4 +1,4 @@
-//! One case: a prefill, or a decode of one or several sequences.
+//! A model's cases: prefills, and decodes of one or several sequences.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -9,9 +9,18 @@ use gemma3::core::generate::{
 };
 use gemma3::core::model::Model;
 use gemma3::core::sampling::SamplingOptions;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::arguments::Arguments;
+use crate::limits::Limits;
+use crate::models::RandomModel;
+use crate::report::{Figure, Subject, median, percent, rounded};
+use crate::work::Work;
+use crate::{Failure, child};
 
 /// What is measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Case {
     /// Tokens of a prefill.
     pub n_prompt: usize,
@@ -23,9 +32,86 @@ pub struct Case {
     pub batch: usize,
 }
 
+/// A case, as it was measured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Measured {
+    pub case: Case,
+    /// Tokens a second of all sequences together, of each repetition.
+    pub rates: Vec<f64>,
+    /// Of a step of all sequences, or of the whole prefill.
+    pub work: Work,
+    pub launches_per_block: Option<usize>,
+}
+
+/// Above what [`Figure::text`] gives of a [`Measured`].
+pub const HEAD: &str =
+    "model format  backend  prompt    gen  depth batch      tok/s  of the limit  launches a block";
+
+impl Measured {
+    /// Steps of all sequences a second, or whole prefills.
+    fn times_a_second(&self) -> f64 {
+        let tokens = if self.case.n_gen > 0 { self.case.batch } else { self.case.n_prompt };
+        median(&self.rates) / tokens as f64
+    }
+}
+
+impl Figure for Measured {
+    const LIST: &'static str = "rows";
+
+    fn text(&self, subject: &Subject, limits: &Limits) -> String {
+        let Case { n_prompt, n_gen, n_depth, batch } = self.case;
+        let Subject { model, format, backend } = subject;
+        let share = percent(self.work.share(self.times_a_second(), limits));
+        let launches = self.launches_per_block.map_or_else(String::new, |launches| launches.to_string());
+        format!(
+            "{model:>5} {format:>6} {backend:>8} {n_prompt:>7} {n_gen:>6} {n_depth:>6} {batch:>5} {:>10.1} \
+             {share:>13} {launches:>17}",
+            median(&self.rates)
+        )
+    }
+
+    fn json(&self, limits: &Limits) -> Value {
+        let Case { n_prompt, n_gen, n_depth, batch } = self.case;
+        let rate = rounded(median(&self.rates), 1);
+        let share = self.work.share(self.times_a_second(), limits);
+        json!({
+            "n_prompt": n_prompt,
+            "n_gen": n_gen,
+            "n_depth": n_depth,
+            "batch": batch,
+            "prefill_tok_s": (n_gen == 0).then_some(rate),
+            "decode_tok_s": (n_gen > 0).then_some(rate),
+            "runs_tok_s": self.rates.iter().map(|rate| rounded(*rate, 1)).collect::<Vec<_>>(),
+            "share_of_limit": share.map(|share| rounded(share, 3)),
+            "launches_per_block": self.launches_per_block,
+        })
+    }
+}
+
+/// [`Part::Model`](crate::arguments::Part::Model).
+pub fn run(random: &RandomModel, arguments: &Arguments) -> Result<(), Failure> {
+    let device = crate::open(arguments)?;
+    let begun = Instant::now();
+    let model = random.load(&device, arguments)?;
+    eprintln!("{random}: made and loaded in {:.1} s", begun.elapsed().as_secs_f64());
+    for case in arguments.cases() {
+        let rates = (0..arguments.repetitions()).map(|_| measure(&model, &case));
+        match rates.collect::<Result<Vec<_>, _>>() {
+            Ok(rates) => {
+                let (work, launches_per_block) =
+                    (Work::of(&model, &case), model.decoder().launches_per_block());
+                child::answer(&Measured { case, rates, work, launches_per_block })?;
+            }
+            // A card that is too small for one case has still others to measure.
+            Err(error) => eprintln!("{random} {case:?}: {error}"),
+        }
+    }
+    Ok(())
+}
+
 /// Tokens a second, of all sequences together. The first measurement of a shape compiles kernels outside of
 /// what is timed.
-pub fn measure(model: &Model, case: &Case) -> Result<f64, GenerateError> {
+fn measure(model: &Model, case: &Case) -> Result<f64, GenerateError> {
     match case.batch {
         1 if case.n_gen == 0 => prefill(model, case.n_prompt),
         1 => decode(model, case),
@@ -35,17 +121,17 @@ pub fn measure(model: &Model, case: &Case) -> Result<f64, GenerateError> {
 
 fn prefill(model: &Model, tokens: usize) -> Result<f64, GenerateError> {
     let mut session = session(model, tokens, tokens, 0)?;
-    session.prefill(&ids(tokens, 0))?;
+    session.prefill(&ids(model, tokens, 0))?;
     session.clear();
     let begun = Instant::now();
-    session.prefill(&ids(tokens, 1))?; // Ends with the logits on the host.
+    session.prefill(&ids(model, tokens, 1))?; // Ends with the logits on the host.
     Ok(tokens as f64 / begun.elapsed().as_secs_f64())
 }
 
 fn decode(model: &Model, case: &Case) -> Result<f64, GenerateError> {
     let warm = 8;
     let mut session = session(model, case.n_depth + case.n_gen + warm, 512, 0)?;
-    session.append(&ids(case.n_depth, 0))?;
+    session.append(&ids(model, case.n_depth, 0))?;
     let mut stream = session.generate(options(case.n_gen + warm))?;
     for token in stream.by_ref().take(warm) {
         token?;
@@ -65,7 +151,7 @@ fn decode_batch(model: &Model, case: &Case) -> Result<f64, GenerateError> {
     let mut sessions = (0..case.batch as u64)
         .map(|sequence| {
             let mut session = session(model, capacity, 512, sequence)?;
-            session.append(&ids(case.n_depth, sequence))?;
+            session.append(&ids(model, case.n_depth, sequence))?;
             Ok(session)
         })
         .collect::<Result<Vec<_>, GenerateError>>()?;
@@ -85,7 +171,8 @@ fn decode_batch(model: &Model, case: &Case) -> Result<f64, GenerateError> {
     Ok((case.n_gen * case.batch) as f64 / took.as_secs_f64())
 }
 
-fn options(max_new_tokens: usize) -> GenerateOptions {
+/// Greedy, without an end of the text.
+pub fn options(max_new_tokens: usize) -> GenerateOptions {
     GenerateOptions {
         sampling: SamplingOptions::greedy(),
         max_new_tokens: Some(max_new_tokens),
@@ -93,13 +180,20 @@ fn options(max_new_tokens: usize) -> GenerateOptions {
     }
 }
 
-fn session(model: &Model, capacity: usize, chunk: usize, sequence: u64) -> Result<Session, GenerateError> {
+/// A session for so many tokens.
+pub fn session(
+    model: &Model,
+    capacity: usize,
+    chunk: usize,
+    sequence: u64,
+) -> Result<Session, GenerateError> {
     let cache = CacheOptions { capacity: Some(capacity), chunk, ..CacheOptions::default() };
     Session::new(model, &SessionOptions { cache, sequence })
 }
 
 /// Ids that look random and are the same every time.
-fn ids(count: usize, sequence: u64) -> Vec<u32> {
-    let id = |i: u64| (i.wrapping_mul(2_654_435_761).wrapping_add(sequence * 40_503) % 262_144) as u32;
+pub fn ids(model: &Model, count: usize, sequence: u64) -> Vec<u32> {
+    let vocab_size = model.decoder().config().vocab_size.min(262_144) as u64;
+    let id = |i: u64| (i.wrapping_mul(2_654_435_761).wrapping_add(sequence * 40_503) % vocab_size) as u32;
     (0..count as u64).map(id).collect()
 }

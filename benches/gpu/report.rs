@@ -1,130 +1,154 @@
 //! What was measured, as a table and as JSON.
 
-use gemma3::core::checkpoint::TensorFormat;
-use gemma3::core::config::{LayerType, TextConfig};
-use gemma3::core::model::Model;
-use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::measure::Case;
+use serde_json::{Map, Value, json};
 
-/// All rows of a run.
+use crate::Failure;
+use crate::arguments::Arguments;
+use crate::limits::{Gemm, Limits};
+
+/// Something that was measured.
+pub trait Figure {
+    /// The list of the JSON that it belongs to.
+    const LIST: &'static str;
+
+    /// For people; `subject` is what it was measured of.
+    fn text(&self, subject: &Subject, limits: &Limits) -> String;
+
+    /// An object without what a [`Subject`] says.
+    fn json(&self, limits: &Limits) -> Value;
+}
+
+/// What something was measured of.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    pub model: String,
+    pub format: String,
+    pub backend: String,
+}
+
+/// Everything of a run.
 pub struct Report {
-    copy_gb_s: f64,
-    rows: Vec<Row>,
-}
-
-/// One case.
-pub struct Row {
-    model: String,
-    format: TensorFormat,
+    limits: Limits,
     backend: String,
-    case: Case,
-    /// The median of the repetitions, tokens a second.
-    rate: f64,
-    /// The bytes that a decode step reads, over the copy bandwidth, over the time that it takes.
-    share_of_limit: Option<f64>,
-    launches_per_block: Option<usize>,
-}
-
-impl Row {
-    /// The case's rates, in tokens a second.
-    pub fn new(
-        model: &Model,
-        size: &str,
-        format: TensorFormat,
-        backend: &str,
-        case: &Case,
-        mut rates: Vec<f64>,
-        copy_gb_s: f64,
-    ) -> Self {
-        rates.sort_by(f64::total_cmp);
-        let rate = rates[rates.len() / 2];
-        let steps = rate / case.batch as f64;
-        let bytes = step_bytes(model, case);
-        Self {
-            model: size.to_owned(),
-            format,
-            backend: backend.to_owned(),
-            case: *case,
-            rate,
-            share_of_limit: (case.n_gen > 0).then(|| bytes * steps / 1e9 / copy_gb_s),
-            launches_per_block: model.decoder().launches_per_block(),
-        }
-    }
-}
-
-/// Bytes that a step reads: the weights once, and of each sequence the keys and values that it sees, halfway
-/// through the decode.
-fn step_bytes(model: &Model, case: &Case) -> f64 {
-    let config: &TextConfig = model.decoder().config();
-    let length = case.n_depth + case.n_gen / 2;
-    let seen = |kind: &LayerType| match kind {
-        LayerType::FullAttention => length,
-        LayerType::SlidingAttention => length.min(config.sliding_window),
-    };
-    let positions: usize = config.layer_types.iter().map(seen).sum();
-    let width = 2 * config.num_key_value_heads * config.head_dim;
-    let bytes_per_value = model.decoder().cache_dtype().bytes() as usize;
-    let cache = (case.batch * positions * width * bytes_per_value) as f64;
-    model.decoder().weight_bytes() as f64 + cache
+    path: Option<PathBuf>,
+    json: Map<String, Value>,
+    failed: Vec<String>,
 }
 
 impl Report {
-    /// An empty report.
-    pub fn new(copy_gb_s: f64) -> Self {
-        println!(
-            "model format  backend  prompt    gen  depth batch      tok/s  of the limit  launches a block"
-        );
-        Self { copy_gb_s, rows: Vec::new() }
-    }
-
-    /// Adds a row and prints it.
-    pub fn add(&mut self, row: Row) {
-        let Case { n_prompt, n_gen, n_depth, batch } = row.case;
-        let share = row.share_of_limit.map_or_else(String::new, |share| format!("{:.1}%", 100.0 * share));
-        let launches = row.launches_per_block.map_or_else(String::new, |launches| launches.to_string());
-        println!(
-            "{:>5} {:>6} {:>8} {n_prompt:>7} {n_gen:>6} {n_depth:>6} {batch:>5} {:>10.0} {share:>13} {launches:>17}",
-            row.model,
-            row.format.to_string(),
-            row.backend,
-            row.rate,
-        );
-        self.rows.push(row);
-    }
-
-    /// Everything as JSON.
-    pub fn json(&self, date: &str, commit: &str, card: &str) -> String {
-        let rows: Vec<Value> = self.rows.iter().map(Row::json).collect();
-        let all = json!({
+    /// An empty report; prints the limits.
+    pub fn new(arguments: &Arguments, limits: Limits) -> Self {
+        let card = arguments.card.clone().or_else(|| limits.card.clone());
+        let card = card.unwrap_or_else(|| arguments.device.clone());
+        let date = arguments.date.clone().unwrap_or_else(today);
+        println!("{card}, {}, {date} {}", arguments.device, arguments.commit);
+        println!("copies at {:.0} GB/s", limits.copy_gb_s);
+        for (whose, gemm) in [("ours", &limits.own_gemm), ("burn's", &limits.burn_gemm)] {
+            if let Some(Gemm { tflop_s, numbers }) = gemm {
+                println!("products in {numbers} at {tflop_s:.3} TFLOP/s ({whose})");
+            }
+        }
+        let rate = |gemm: &Option<Gemm>| gemm.as_ref().map(|gemm| rounded(gemm.tflop_s, 3));
+        let head = json!({
             "date": date,
-            "commit": commit,
+            "commit": arguments.commit,
             "device": card,
-            "copy_gb_s": self.copy_gb_s.round(),
-            "gemm_tflop_s": null,
-            "rows": rows,
+            "copy_gb_s": rounded(limits.copy_gb_s, 1),
+            "gemm_tflop_s": limits.gemm().map(|gemm| rounded(gemm.tflop_s, 3)),
+            "gemm_numbers": limits.gemm().map(|gemm| &gemm.numbers),
+            "gemm_own_tflop_s": rate(&limits.own_gemm),
+            "gemm_burn_tflop_s": rate(&limits.burn_gemm),
+            "kernels_kept": arguments.kernel_cache.is_some(),
+            "rows": [],
         });
-        format!("{all:#}\n")
+        let json = head.as_object().cloned().unwrap_or_default();
+        let (backend, path) = (arguments.device.clone(), arguments.json.clone());
+        Self { limits, backend, path, json, failed: Vec::new() }
+    }
+
+    /// Adds a figure and prints it.
+    pub fn add<F: Figure>(&mut self, model: &str, format: impl ToString, figure: &F) {
+        let (model, format) = (model.to_owned(), format.to_string());
+        let subject = Subject { model, format, backend: self.backend.clone() };
+        println!("{}", figure.text(&subject, &self.limits));
+        let mut object = figure.json(&self.limits);
+        object["model"] = subject.model.into();
+        object["format"] = subject.format.into();
+        object["backend"] = subject.backend.into();
+        if let Value::Array(list) = self.json.entry(F::LIST).or_insert_with(|| json!([])) {
+            list.push(object);
+        }
+    }
+
+    /// Notes how a part ended, and writes the JSON, so that nothing is lost if a later part is interrupted.
+    ///
+    /// # Errors
+    ///
+    /// JSON that cannot be written.
+    pub fn end_part(&mut self, part: &str, result: Result<(), Failure>) -> Result<(), Failure> {
+        if let Err(error) = result {
+            println!("{part}: {error}");
+            self.failed.push(part.to_owned());
+            self.json.insert("failed".to_owned(), json!(self.failed));
+        }
+        self.save()
+    }
+
+    /// Ends the run.
+    ///
+    /// # Errors
+    ///
+    /// If a part has failed.
+    pub fn end(self) -> Result<(), Failure> {
+        match self.failed.is_empty() {
+            true => Ok(()),
+            false => Err(format!("failed: {}", self.failed.join(", ")).into()),
+        }
+    }
+
+    /// Writes the JSON, if a file was named.
+    pub fn save(&self) -> Result<(), Failure> {
+        if let Some(path) = &self.path {
+            std::fs::write(path, format!("{:#}\n", Value::from(self.json.clone())))?;
+        }
+        Ok(())
     }
 }
 
-impl Row {
-    fn json(&self) -> Value {
-        let Case { n_prompt, n_gen, n_depth, batch } = self.case;
-        let prefill = (n_gen == 0).then_some(self.rate.round());
-        let decode = (n_gen > 0).then_some((self.rate * 10.0).round() / 10.0);
-        json!({
-            "model": self.model,
-            "format": self.format.to_string(),
-            "backend": self.backend,
-            "n_prompt": n_prompt,
-            "n_gen": n_gen,
-            "n_depth": n_depth,
-            "batch": batch,
-            "prefill_tok_s": prefill,
-            "decode_tok_s": decode,
-            "share_of_limit": self.share_of_limit.map(|share| (share * 1000.0).round() / 1000.0),
-            "launches_per_block": self.launches_per_block,
-        })
-    }
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+pub fn rounded(value: f64, digits: i32) -> f64 {
+    let unit = 10_f64.powi(digits);
+    (value * unit).round() / unit
+}
+
+/// Nothing where the share is not known.
+pub fn percent(share: Option<f64>) -> String {
+    share.map_or_else(String::new, |share| format!("{:.1}%", 100.0 * share))
+}
+
+/// The date in UTC, as in 2026-11-25.
+fn today() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    date_of(seconds / 86_400)
+}
+
+/// The date so many days after 1970-01-01, counted in years that begin in March, so that leap days end them
+/// (<https://howardhinnant.github.io/date_algorithms.html>).
+fn date_of(days: u64) -> String {
+    let days = days + 719_468; // since 0000-03-01
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100); // of the year
+    let month = (5 * day + 2) / 153; // from March
+    let day = day - (153 * month + 2) / 5 + 1; // of the month
+    let (month, january) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    format!("{:04}-{month:02}-{day:02}", 400 * era + year + january)
 }

@@ -1,0 +1,42 @@
+//! Our own product of large matrices, the one that prompts and images are made of.
+
+use gemma3::Device;
+use gemma3::core::checkpoint::{Checkpoint, RandomTensor, TensorFormat};
+use gemma3::core::config::ModelConfig;
+use gemma3::core::gpu::{Gpu, Numbers};
+
+use crate::arguments::Arguments;
+use crate::limits::{self, Gemm};
+use crate::{Failure, models};
+
+/// What the device calls itself.
+pub fn card(device: &Device) -> Option<String> {
+    device.identity().map(|identity| identity.name)
+}
+
+/// Its rate with random numbers, on which a device spends more power, and so clock, than on zeros; `None` where there is
+/// no such product.
+pub fn own(device: &Device, arguments: &Arguments) -> Result<Option<Gemm>, Failure> {
+    let Some(gpu) = Gpu::open(device, arguments.precision()) else { return Ok(None) };
+    let [rows, outputs, inputs] = limits::product(arguments);
+    let deviation = (inputs as f32).powf(-0.5);
+    let (name, shape, format) = ("weight".to_owned(), vec![outputs, inputs], TensorFormat::BF16);
+    let tensor = RandomTensor { name, shape, format, mean: 0.0, deviation };
+    let config = ModelConfig::from_text(models::tiny());
+    let checkpoint = Checkpoint::random_with(config, format, [tensor], 1)?;
+    let weight = gpu.matrix(checkpoint.raw("weight")?, device)?;
+
+    let value = |i: usize| (i.wrapping_mul(2_654_435_761) % 1999) as f32 / 1000.0 - 1.0;
+    let values: Vec<f32> = (0..rows * inputs).map(value).collect();
+    // A norm is how rows get into the form that products read.
+    let scale = gpu.upload(&vec![1.0; inputs], inputs)?;
+    let x = gpu.rms_norm(&gpu.upload(&values, inputs)?, &scale, 1e-6, Numbers::Operands)?;
+    let seconds = limits::best_of_rounds(|times| {
+        for _ in 0..times {
+            gpu.linear(&x, &weight, None, Numbers::Operands)?;
+        }
+        Ok(gpu.mark().wait()?)
+    })?;
+    let numbers = if gpu.has_tensor_cores() { "bf16" } else { "f32" };
+    Ok(Some(limits::gemm(arguments, seconds, numbers)))
+}
