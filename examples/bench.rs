@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -34,6 +34,10 @@ struct Arguments {
     /// Device: flex, ndarray, wgpu, vulkan, metal, webgpu, cuda or rocm, as built in.
     #[arg(long, default_value_t = device::built_in().first().copied().unwrap_or("flex").to_owned())]
     device: String,
+
+    /// Where a GPU's compiled kernels are kept for the next start; needs the cargo feature persistence.
+    #[arg(long, value_name = "DIR")]
+    kernel_cache: Option<PathBuf>,
 
     /// CPU threads of flex and ndarray [default: all].
     #[arg(long, short)]
@@ -82,6 +86,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Outcome {
+    if let Some(folder) = &arguments.kernel_cache {
+        device::persist_kernels(folder)?;
+    }
     let device = device::open(&arguments.device)?;
     let checkpoint = checkpoint(arguments)?;
     let precision = if arguments.exact { Precision::Exact } else { Precision::Fast };

@@ -49,11 +49,10 @@ fn run(arguments: &Arguments) -> Outcome {
     }
     let mut options = arguments.sampling.options(&gemma);
     options.max_new_tokens = options.max_new_tokens.or((!gemma.is_instruction_tuned()).then_some(128));
-    let mut builder = gemma
-        .chat()
-        .options(options)
-        .session(arguments.model.session_options())
-        .when_full(if arguments.drop_oldest { WhenFull::DropOldest } else { WhenFull::Stop });
+    let session = arguments.model.session_options();
+    common::warm_up(&gemma, &session, &options)?;
+    let when_full = if arguments.drop_oldest { WhenFull::DropOldest } else { WhenFull::Stop };
+    let mut builder = gemma.chat().options(options).session(session).when_full(when_full);
     if let Some(system) = &arguments.system {
         builder = builder.system(system);
     }

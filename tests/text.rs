@@ -3,6 +3,7 @@
 #[path = "../gemma3-core/tests/common/mod.rs"]
 mod common;
 
+use gemma3::core::generate::WarmUpProgress;
 use gemma3::tokenizer::{Bos, ChatTemplate};
 use gemma3::{
     CacheOptions, Error, FinishReason, Gemma3, GenerateOptions, Message, Part, SamplingOptions,
@@ -100,6 +101,25 @@ fn a_batch_of_texts_equals_the_texts_one_by_one() {
     let batch = gemma.generate_batch(&prompts, &greedy(24)).expect("texts");
     for (prompt, generation) in prompts.iter().zip(&batch) {
         assert_eq!(generation, &gemma.generate(prompt, &greedy(24)).expect("a text"), "{prompt:?}");
+    }
+}
+
+#[test]
+fn a_warm_up_says_how_far_it_is_and_batches_follow_it_on_every_device() {
+    let Some(folder) = common::golden("tiny-text") else { return };
+    for (name, device) in common::devices() {
+        let gemma = Gemma3::load_with(&folder, &device, common::exact()).expect("the tiny model");
+        let mut stages = Vec::new();
+        let mut report = |at: WarmUpProgress| stages.push((at.done, at.total));
+        gemma.warm_up_batch(2, 8, &greedy(12), &mut report).expect("a warm-up");
+        let total = stages[0].1;
+        assert!(stages.iter().copied().eq((0..=total).map(|done| (done, total))), "{name}: {stages:?}");
+        let prompts = ["the", "to the inn and back"];
+        let batch = gemma.generate_batch(&prompts, &greedy(12)).expect("texts");
+        for (prompt, generation) in prompts.iter().zip(&batch) {
+            let alone = gemma.generate(prompt, &greedy(12)).expect("a text");
+            assert_eq!(generation, &alone, "{name}: {prompt:?}");
+        }
     }
 }
 

@@ -19,6 +19,10 @@ pub struct ModelArguments {
     #[arg(long, default_value_t = default_device())]
     pub device: String,
 
+    /// Where a GPU's compiled kernels are kept for the next start; needs the cargo feature persistence.
+    #[arg(long, value_name = "DIR")]
+    pub kernel_cache: Option<std::path::PathBuf>,
+
     /// CPU threads of flex and ndarray [default: all].
     #[arg(long)]
     pub threads: Option<usize>,

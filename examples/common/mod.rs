@@ -10,7 +10,7 @@ mod speed;
 pub use arguments::{ModelArguments, SamplingArguments, parse_cache_dtype, parse_ids};
 pub use measure::peak_rss_bytes;
 pub use measured::Measured;
-pub use model::{Loaded, load, obtain};
+pub use model::{Loaded, load, obtain, warm_up};
 pub use speed::Speed;
 
 /// burn allocates a tensor for every operation. An allocator that keeps the pages of what is freed spares

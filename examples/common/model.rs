@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use gemma3::hub::{self, DefaultModelOptions, FetchOptions, ModelId, Progress};
-use gemma3::{Gemma3, LoadOptions, device};
+use gemma3::{Gemma3, GenerateOptions, LoadOptions, SessionOptions, device};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::ModelArguments;
+use super::{ModelArguments, Outcome};
 
 /// A model and what loading it took.
 pub struct Loaded {
@@ -21,7 +21,11 @@ pub struct Loaded {
 
 /// Obtains and loads the model that the arguments name.
 pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
-    // First, because a wrong name should not cost a download.
+    // Before a GPU is opened.
+    if let Some(folder) = &arguments.kernel_cache {
+        device::persist_kernels(folder)?;
+    }
+    // Early, because a wrong name should not cost a download.
     let device = device::open(&arguments.device)?;
     let path = obtain(arguments.model.as_deref())?;
     let bar = bar();
@@ -45,6 +49,22 @@ pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
     let load_s = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
     Ok(Loaded { gemma, path, load_s })
+}
+
+/// Has a GPU compile its kernels before the first text needs them; a CPU has none.
+pub fn warm_up(gemma: &Gemma3, session: &SessionOptions, options: &GenerateOptions) -> Outcome {
+    if device::is_cpu(gemma.model().device()) {
+        return Ok(());
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}");
+    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message("compiling");
+    gemma.warm_up(session, options, &mut |progress| {
+        bar.set_length(progress.total as u64);
+        bar.set_position(progress.done as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(())
 }
 
 /// A path as it is, a hub id through the hub, nothing as the default model.

@@ -43,6 +43,8 @@ pub(crate) fn load(
         total_bytes: weights.total_bytes(),
         #[cfg(feature = "cube")]
         gpu: Gpu::open(device, options.precision).filter(|_| GpuEncoder::supports(weights.config())),
+        #[cfg(feature = "cube")]
+        exact: Gpu::open(device, Precision::Exact).filter(|_| GpuEncoder::supports(weights.config())),
     };
     let config = weights.config();
     let embeddings = PatchEmbedding {
@@ -81,6 +83,9 @@ struct Loader<'a, 'p> {
     /// Where the matrices go, if kernels run the encoder.
     #[cfg(feature = "cube")]
     gpu: Option<Gpu>,
+    /// What attends in the definition then.
+    #[cfg(feature = "cube")]
+    exact: Option<Gpu>,
 }
 
 impl Loader<'_, '_> {
@@ -94,6 +99,8 @@ impl Loader<'_, '_> {
                 v_proj: self.linear(of(EncoderTensor::VProj))?,
                 out_proj: self.linear(of(EncoderTensor::OutProj))?,
                 heads: self.weights.config().num_attention_heads,
+                #[cfg(feature = "cube")]
+                exact: self.exact.clone(),
             },
             layer_norm2: self.layer_norm(of(EncoderTensor::LayerNorm2))?,
             mlp: Mlp { fc1: self.linear(of(EncoderTensor::Fc1))?, fc2: self.linear(of(EncoderTensor::Fc2))? },

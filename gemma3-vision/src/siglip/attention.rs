@@ -12,6 +12,9 @@ pub(crate) struct Attention {
     pub(crate) v_proj: Linear,
     pub(crate) out_proj: Linear,
     pub(crate) heads: usize,
+    /// Where burn's own products may be tuned to fewer bits: what attends in f32 instead.
+    #[cfg(feature = "cube")]
+    pub(crate) exact: Option<gemma3_core::gpu::Gpu>,
 }
 
 impl Attention {
@@ -23,6 +26,40 @@ impl Attention {
         let [q, k, v] = Linear::forward_each([&self.q_proj, &self.k_proj, &self.v_proj], x);
         let head_dim = q.dims()[1] / self.heads;
         let scale = (head_dim as f32).powf(-0.5);
+        #[cfg(feature = "cube")]
+        if let Some(gpu) = &self.exact
+            && let Some(attended) = attend_by(gpu, [&q, &k, &v], self.heads, images, scale)
+        {
+            return self.out_proj.forward(attended);
+        }
         self.out_proj.forward(ops::attention(q, k, v, self.heads, images, scale))
     }
+}
+
+/// [`ops::attention`] by a kernel in f32, image by image; `None` if the device fails.
+#[cfg(feature = "cube")]
+fn attend_by(
+    gpu: &gemma3_core::gpu::Gpu,
+    heads_of: [&Tensor<2>; 3],
+    heads: usize,
+    images: usize,
+    scale: f32,
+) -> Option<Tensor<2>> {
+    use burn::tensor::TensorData;
+    use gemma3_core::device::waiting;
+
+    let ([rows, width], device) = (heads_of[0].dims(), heads_of[0].device());
+    let values = heads_of.map(|tensor| {
+        let data = waiting(|| tensor.clone().try_into_data()).ok()?;
+        data.convert::<f32>().try_into_vec::<f32>().ok()
+    });
+    let [Some(q), Some(k), Some(v)] = values else { return None };
+    let each = rows / images.max(1) * width;
+    let mut attended = Vec::with_capacity(q.len());
+    for ((q, k), v) in q.chunks_exact(each).zip(k.chunks_exact(each)).zip(v.chunks_exact(each)) {
+        let [q, k, v] = [q, k, v].map(|values| gpu.upload(values, width).ok());
+        let out = gpu.attention([&q?, &k?, &v?], heads, scale).ok()?;
+        attended.extend(gpu.download(&out).ok()?);
+    }
+    Some(Tensor::from_data(TensorData::new(attended, [rows, width]), &device))
 }

@@ -4,7 +4,7 @@ use std::cmp::min;
 
 use cubecl::prelude::*;
 
-use super::ptx::{Copies, MAX_COPIES, bf16_pair};
+use super::ptx::{Copies, MAX_COPIES, bf16_pair, quick_gelu_tanh};
 use super::rows::RowFormat;
 use super::tile::{DEPTH, Engine, ROW_CHUNKS, Tile};
 use crate::checkpoint::TensorFormat;
@@ -32,11 +32,13 @@ pub(super) struct Finish {
     pub biased: bool,
     pub gelu: bool,
     pub added: bool,
+    /// Whether the kernel is one of tensor cores, which has quicker instructions for gelu.
+    pub quick: bool,
 }
 
 impl Finish {
     /// Nothing.
-    pub const NONE: Self = Self { biased: false, gelu: false, added: false };
+    pub const NONE: Self = Self { biased: false, gelu: false, added: false, quick: false };
 }
 
 /// The output of a row and a column, of its sum. `bias` \[outputs\], `added` \[added_rows, outputs\].
@@ -57,7 +59,9 @@ pub(super) fn finished(
     if comptime!(finish.biased) {
         value += bias[column];
     }
-    if comptime!(finish.gelu) {
+    if comptime!(finish.gelu && finish.quick) {
+        value = quick_gelu_tanh(value);
+    } else if comptime!(finish.gelu) {
         value = gelu_tanh(value);
     }
     if comptime!(finish.added) {
@@ -182,8 +186,8 @@ pub(super) fn store<O: Size>(
                     let mut second = quad.extract(comptime!(2 * half + 1));
                     if comptime!(job.gated) {
                         let up = sums[comptime!(i * plane_n + j + made)];
-                        first = gelu_tanh(first) * up.extract(comptime!(2 * half));
-                        second = gelu_tanh(second) * up.extract(comptime!(2 * half + 1));
+                        first = quick_gelu_tanh(first) * up.extract(comptime!(2 * half));
+                        second = quick_gelu_tanh(second) * up.extract(comptime!(2 * half + 1));
                     }
                     let column = first_column + comptime!((8 * j) as u32);
                     let outputs = comptime!(job.outputs());

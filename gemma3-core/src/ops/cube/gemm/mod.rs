@@ -85,6 +85,7 @@ impl<'a> Output<'a> {
             biased: true,
             gelu: ending.gelu,
             added: ending.added.is_some(),
+            quick: false,
         })
     }
 
@@ -246,7 +247,8 @@ fn launch_tensor(
 ) {
     let layout = matrix.layout;
     let tile = fitted(tile, &layout, rows);
-    let job = Job { layout, tile, gated: out.gated, format: out.rows.format, finish: out.finish() };
+    let finish = Finish { quick: true, ..out.finish() };
+    let job = Job { layout, tile, gated: out.gated, format: out.rows.format, finish };
     let side_len = (layout.rows * layout.side_words()).max(1);
     let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
     if tile.splits == 1 {

@@ -5,7 +5,7 @@ use std::cmp::min;
 use cubecl::prelude::*;
 
 use super::epilogue::{Job, finished, put_pair};
-use crate::ops::cube::matvec::gelu_tanh;
+use super::ptx::quick_gelu_tanh;
 
 /// Units of a cube.
 pub(super) const UNITS: u32 = 128;
@@ -28,8 +28,8 @@ pub(super) fn parts_kernel<O: Size>(
         let mut second = part_sum(parts, row, column + 1u32, rows, job);
         if comptime!(job.gated) {
             let ups = column + comptime!(job.outputs() as u32);
-            first = gelu_tanh(first) * part_sum(parts, row, ups, rows, job);
-            second = gelu_tanh(second) * part_sum(parts, row, ups + 1u32, rows, job);
+            first = quick_gelu_tanh(first) * part_sum(parts, row, ups, rows, job);
+            second = quick_gelu_tanh(second) * part_sum(parts, row, ups + 1u32, rows, job);
         }
         let outputs = comptime!(job.outputs());
         let finish = comptime!(job.finish);
