@@ -7,7 +7,6 @@ use super::weights::{LayerWeights, Projections};
 use super::{GpuDecoder, Sizes};
 use crate::cache::LayerBuffers;
 use crate::config::LayerType;
-use crate::ops::cube::ahead::Ahead;
 use crate::ops::cube::attention::{
     Chunk, ChunkHeads, DecodeAttention, DecodeStep, PrefillAttention, PrefillBuffers, PrefillPath,
     combine_splits, decode_attention, norm_rope_cache_chunk, prefill_attention,
@@ -111,10 +110,6 @@ impl<'a> Residual<'a> {
         [self.x, self.branch]
     }
 }
-
-/// Bytes of weights that attention of a step asks for. On an H100 a step of the 1B in BF16 took 1.5% less with 16 MiB
-/// and 2% with 32, all that there is; cubes for it in the products themselves made these slower.
-const AHEAD_BYTES: usize = 32 << 20;
 
 impl GpuDecoder {
     /// Launches of a layer of a step of one sequence: the fused products (one more and a copy where formats
@@ -383,9 +378,7 @@ impl GpuDecoder {
             query_factor: sizes.query_factor,
             eps: sizes.eps,
         };
-        // The largest matrices, of the feed-forward, come two launches later.
-        let ahead = layer.gate_up.parts.first().map(|matrix| Ahead { matrix, bytes: AHEAD_BYTES });
-        decode_attention(client, attention, over, ahead);
+        decode_attention(client, attention, over);
         let partial = &step.scratch.partial;
         // As the output product reads it.
         match self.many(buffers, pass.rows).map(|inputs| &inputs.attended) {

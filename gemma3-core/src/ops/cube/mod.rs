@@ -10,7 +10,6 @@
 //! | `gemm` | products of many rows, with norms in front and biases, activations and residuals behind |
 //! | `attention` | heads into queries and the KV cache; tokens over the cache; images over themselves |
 //! | `sampling` | logits into the next token |
-//! | `ahead` | weights on their way into the cache before the launch that reads them |
 //! | `patches` | an image into the vectors of its patches, and these into fewer |
 //! | `stream` | the commands of a model, and how numbers come and go |
 //! | `reduce` | sums over the units of a cube, with plane operations and without |
@@ -19,7 +18,6 @@
 //! [`crate::gpu`].
 #![allow(unsafe_code, reason = "launches; each says why its buffers are large enough")]
 
-pub(crate) mod ahead;
 pub mod attention;
 pub(crate) mod copy;
 pub mod gelu;

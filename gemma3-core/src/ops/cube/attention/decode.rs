@@ -17,7 +17,6 @@ use super::cache::{CacheLayout, load, slot_start};
 use super::heads::prepare_heads;
 use super::softmax::{combine_groups, gather, update, update_spread};
 use super::splits::LOWEST;
-use crate::ops::cube::ahead::{Ahead, AheadJob, Chunk, look_ahead};
 use crate::ops::cube::matvec::Machine;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_of_cube, unit_of_group};
@@ -128,24 +127,17 @@ impl DecodeAttention {
     }
 }
 
-/// Launches the step; what it leaves in `partial` is for [`combine_splits`](super::combine_splits). `ahead` is what
-/// launches after it read: see [`Ahead`].
-pub fn decode_attention(
-    client: &Client,
-    attention: DecodeAttention,
-    step: DecodeStep<'_>,
-    ahead: Option<Ahead<'_>>,
-) {
+/// Launches the step; what it leaves in `partial` is for [`combine_splits`](super::combine_splits).
+pub fn decode_attention(client: &Client, attention: DecodeAttention, step: DecodeStep<'_>) {
     let CacheLayout { sequences, kv_heads, head_dim, format, .. } = attention.cache;
     let quads = head_dim / 4;
     let all_heads = attention.heads + 2 * kv_heads;
-    let (job, ahead) = AheadJob::new(&Machine::of(client), ahead, attention.splits, kv_heads * sequences);
     // SAFETY: the lengths are those of the shapes; the kernel takes remainders by the number of slots and
     // keeps to the splits.
     unsafe {
         split_kernel::launch_unchecked(
             client,
-            CubeCount::Static(job.all_cubes() as u32, kv_heads as u32, sequences as u32),
+            CubeCount::Static(attention.splits as u32, kv_heads as u32, sequences as u32),
             attention.groups.dim(),
             format.quad_words(),
             BufferArg::from_raw_parts(step.qkv.clone(), attention.parts * sequences * all_heads * quads),
@@ -156,11 +148,9 @@ pub fn decode_attention(
             BufferArg::from_raw_parts(step.keys.clone(), attention.cache.quads()),
             BufferArg::from_raw_parts(step.values.clone(), attention.cache.quads()),
             BufferArg::from_raw_parts(step.partial.clone(), attention.partial_floats() / 4),
-            ahead,
             step.query_factor,
             step.eps,
             attention,
-            job,
         );
     }
 }
@@ -176,13 +166,10 @@ fn split_kernel<N: Size>(
     keys: &mut [Vector<u32, N>],
     values: &mut [Vector<u32, N>],
     partial: &mut [Quad],
-    ahead: ComptimeOption<Box<[Chunk]>>,
     query_factor: f32,
     eps: f32,
     #[comptime] attention: DecodeAttention,
-    #[comptime] job: AheadJob,
 ) {
-    look_ahead(&ahead, job);
     let layout = comptime!(attention.cache);
     let groups = comptime!(attention.groups);
     let shared_by = comptime!(attention.queries_per_key());

@@ -126,7 +126,7 @@ fn attend(client: &Client, attention: DecodeAttention, case: &Case) -> (Vec<f32>
         query_factor: QUERY_FACTOR,
         eps: EPS,
     };
-    decode_attention(client, attention, step, None);
+    decode_attention(client, attention, step);
     let width = attention.heads * attention.cache.head_dim;
     let out = poisoned(client, attention.cache.sequences * width);
     combine_splits(client, attention, &partial, &Rows::f32(&out));

@@ -312,7 +312,6 @@ const H100: Machine = Machine {
     max_cubes: i32::MAX as usize,
     integer_dots: true,
     native_halves: true,
-    bulk_prefetch: true,
 };
 
 /// Format, rows and columns, rows that a result takes, whether the input is staged -> words, units, rows, unroll.

@@ -57,8 +57,6 @@ pub struct Machine {
     pub integer_dots: bool,
     /// Whether an instruction converts f16 to f32.
     pub native_halves: bool,
-    /// Whether an instruction asks the second-level cache for bytes in bulk.
-    pub bulk_prefetch: bool,
 }
 
 /// Units of a cube.
@@ -71,8 +69,6 @@ const DEFAULT_MULTIPROCESSORS: usize = 64;
 const UNITS_OF_MULTIPROCESSOR: usize = 1024;
 /// The runtime that compiles to PTX, where every device has both.
 const CUDA: &str = "cuda";
-/// What it calls compute capability 9.0.
-const HOPPER: &str = "ptx_sm90";
 
 /// Rows of input from which on a result is one sum, not four side by side, so that more fit in registers.
 pub(crate) const MIN_NARROW_BATCH: usize = 4;
@@ -94,7 +90,6 @@ impl Machine {
             max_cubes: hardware.max_cube_count.0 as usize,
             integer_dots: plane_operations && client.name() == CUDA,
             native_halves: client.name() == CUDA,
-            bulk_prefetch: client.properties().identity.fingerprint == HOPPER,
         }
     }
 
