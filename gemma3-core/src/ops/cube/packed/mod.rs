@@ -22,6 +22,7 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use crate::checkpoint::TensorFormat;
+use crate::ops::cube::stream::waiting;
 
 /// A matrix \[rows, cols\] on a device.
 #[derive(Debug, Clone)]
@@ -34,8 +35,10 @@ pub struct PackedMatrix {
     pub side: Handle,
 }
 
-/// Bytes that are laid out and copied at a time: what loading needs of the host's memory beside the file.
+/// Bytes that are laid out and copied at a time.
 const STRIP_BYTES: usize = 64 << 20;
+/// Bytes of strips after which loading waits for their copies: what it needs of the host's memory beside the file.
+const UNDER_WAY_BYTES: usize = 256 << 20;
 
 impl PackedMatrix {
     /// Copies matrices of one format and width to a device, one after the other: several products with the same
@@ -55,15 +58,28 @@ impl PackedMatrix {
         let quants = client.empty((rows * layout.row_words()).max(1) * size_of::<u32>());
         let side = client.empty((rows * layout.side_words()).max(1) * size_of::<u32>());
         let strip = (STRIP_BYTES / row_bytes).max(1) * row_bytes;
-        let mut row = 0;
+        let (mut row, mut under_way) = (0, 0);
         for bytes in parts.iter().flat_map(|part| part.chunks(strip)) {
             let words = PackedWords::stack(format, cols, &[bytes])?;
             put(client, &quants, row * layout.row_words(), words.quants);
             put(client, &side, row * layout.side_words(), words.side);
             row += words.layout.rows;
+            under_way += bytes.len();
+            if under_way >= UNDER_WAY_BYTES {
+                wait(client);
+                under_way = 0;
+            }
+        }
+        if under_way >= STRIP_BYTES {
+            wait(client);
         }
         Ok(Self { layout, quants, side })
     }
+}
+
+/// Waits for copies. A device that fails says so again where something is read from it.
+fn wait(client: &Client) {
+    let _ = waiting(|| cubecl::future::block_on(client.sync()));
 }
 
 /// Writes words from word `start` of a buffer on.
