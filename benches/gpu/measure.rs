@@ -98,8 +98,10 @@ pub fn run(random: &RandomModel, arguments: &Arguments) -> Result<(), Failure> {
         let rates = (0..arguments.repetitions()).map(|_| measure(&model, &case));
         match rates.collect::<Result<Vec<_>, _>>() {
             Ok(rates) => {
-                let (work, launches_per_block) =
-                    (Work::of(&model, &case), model.decoder().launches_per_block());
+                let work = Work::of(&model, &case);
+                // Those of a step of one sequence are known; batches and prompts have others.
+                let is_step = case.batch == 1 && case.n_gen > 0;
+                let launches_per_block = model.decoder().launches_per_block().filter(|_| is_step);
                 child::answer(&Measured { case, rates, work, launches_per_block })?;
             }
             // A card that is too small for one case has still others to measure.

@@ -419,24 +419,24 @@ impl GpuDecoder {
         let buffers = pass.buffers;
         let (qkv, queries) = (&buffers.qkv, &buffers.queries);
         let cache = &chunk.cache[index];
-        let rounded = self.many(buffers, chunk.rows).map(|inputs| &inputs.attended);
-        match rounded.filter(|rows| self.attention_writes(cache, rows.format)) {
-            Some(rows) if rows.format == RowFormat::Bf16 => {
-                self.attend_rows(layer, cache, chunk, [qkv, queries], rows);
+        let path = self.prefill_path(cache);
+        match self.many(buffers, chunk.rows).map(|inputs| &inputs.attended) {
+            Some(rows) if path.row_format(rows.format, self.sizes.attended()) == RowFormat::Bf16 => {
+                self.attend_rows(layer, cache, chunk, [qkv, queries], rows, path);
                 Operand::Written
             }
             _ => {
-                self.attend_rows(layer, cache, chunk, [qkv, queries], &Rows::f32(&buffers.attended));
+                let out = Rows::f32(&buffers.attended);
+                self.attend_rows(layer, cache, chunk, [qkv, queries], &out, path);
                 Operand::Floats(&buffers.attended)
             }
         }
     }
 
-    /// Whether the attention of prompts writes rows of this format.
-    fn attention_writes(&self, cache: &LayerBuffers, format: RowFormat) -> bool {
+    /// What multiplies in the attention of prompts.
+    fn prefill_path(&self, cache: &LayerBuffers) -> PrefillPath {
         let attention = PrefillAttention { cache: cache.layout, heads: self.sizes.heads };
-        let path = PrefillPath::choose(self.stream.client(), &attention);
-        path.row_format(format, self.sizes.attended()) == format
+        PrefillPath::choose(self.stream.client(), &attention)
     }
 
     fn attend_rows(
@@ -446,6 +446,7 @@ impl GpuDecoder {
         chunk: &ChunkRows<'_>,
         [qkv, queries]: [&Handle; 2],
         out: &Rows,
+        path: PrefillPath,
     ) {
         let (client, sizes) = (self.stream.client(), &self.sizes);
         let heads = ChunkHeads {
@@ -468,7 +469,6 @@ impl GpuDecoder {
             LayerType::SlidingAttention => &chunk.local_visible,
         };
         let over = PrefillBuffers { queries, keys: &cache.keys, values: &cache.values, visible, out };
-        let path = PrefillPath::choose(client, &attention);
         prefill_attention(client, attention, 0, chunk.rows, over, path);
     }
 
@@ -489,7 +489,8 @@ impl GpuDecoder {
             let own = |buffer, width| Rectangle { buffer, width, row: 0, column: 0 };
             let from = place(&buffers.qkv, qkv_width);
             copy_rectangle(client, from, own(&qkv, qkv_width), chunk.rows, qkv_width);
-            self.attend_rows(layer, &chunk.cache[index], chunk, [&qkv, &queries], &Rows::f32(&out));
+            let (cache, attended) = (&chunk.cache[index], Rows::f32(&out));
+            self.attend_rows(layer, cache, chunk, [&qkv, &queries], &attended, self.prefill_path(cache));
             copy_rectangle(client, own(&out, width), place(&buffers.attended, width), chunk.rows, width);
         }
         Operand::Floats(&buffers.attended)

@@ -124,10 +124,13 @@ pub fn linear_parts(
     match processor.plan(&matrix.layout, x.format, rows, false) {
         Plan::Tensor(tile) if rows > 0 => {
             launch_tensor_parts(client, tile, &x.handle, matrix, out, rows);
+            tile.split(tile.splits, &matrix.layout).splits
         }
-        plan => launch(client, plan, x, matrix, Output::plain(&Rows::f32(out)), rows, None),
+        plan => {
+            launch(client, plan, x, matrix, Output::plain(&Rows::f32(out)), rows, None);
+            1
+        }
     }
-    part_count(processor, &matrix.layout, x.format, rows)
 }
 
 /// Bytes of scratch that [`linear`] uses, of a product whose columns are divided; 0 for others.
