@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use gemma3_core::cache::CacheOptions;
-use gemma3_core::checkpoint::Checkpoint;
+use gemma3_core::checkpoint::{Checkpoint, Warning};
 use gemma3_core::generate as core_generate;
 use gemma3_core::generate::{CancelHandle, SessionOptions};
 use gemma3_core::model::{LoadError, LoadOptions, Model};
@@ -46,6 +46,7 @@ struct Shared {
     defaults: GenerateOptions,
     stop_token_ids: Vec<u32>,
     suppressed_ids: Arc<[u32]>,
+    warnings: Vec<Warning>,
 }
 
 /// What capacities of a batch's caches are multiples of on a GPU.
@@ -158,7 +159,8 @@ impl Gemma3 {
         let tokenizer = tokenizer?;
         load::check_vocabulary(&tokenizer, checkpoint.config().text.vocab_size)?;
         let (model, vision) = loaded?;
-        Ok(Self::new(model, vision, tokenizer, chat_template))
+        let warnings = checkpoint.warnings().to_vec();
+        Ok(Self::new(model, vision, tokenizer, chat_template, warnings))
     }
 
     /// Loads from a checkpoint and a tokenizer that the caller opened, for instance from memory. For text alone
@@ -205,7 +207,8 @@ impl Gemma3 {
         let checkpoint = with_vision.as_ref().unwrap_or(weights.checkpoint);
         load::check_vocabulary(&tokenizer, checkpoint.config().text.vocab_size)?;
         let (model, vision) = Weights { checkpoint, ..weights }.load(device, options)?;
-        Ok(Self::new(model, vision, tokenizer, chat_template))
+        let warnings = checkpoint.warnings().to_vec();
+        Ok(Self::new(model, vision, tokenizer, chat_template, warnings))
     }
 
     /// `chat_template` is the one beside the weights, if there is one.
@@ -214,6 +217,7 @@ impl Gemma3 {
         vision: Option<Vision>,
         tokenizer: Tokenizer,
         chat_template: Option<String>,
+        warnings: Vec<Warning>,
     ) -> Self {
         let chat_template = chat_template.or_else(|| tokenizer.chat_template().map(str::to_owned));
         let core = core_generate::GenerateOptions::for_model(model.config(), model.generation_config());
@@ -237,8 +241,14 @@ impl Gemma3 {
                 defaults,
                 stop_token_ids,
                 suppressed_ids,
+                warnings,
             }),
         }
+    }
+
+    /// What is odd about the model's files and did not keep it from loading; to be shown or logged.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.shared.warnings
     }
 
     /// The decoder, for work on token ids.

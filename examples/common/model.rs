@@ -48,6 +48,9 @@ pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
     };
     let load_s = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
+    for warning in gemma.warnings() {
+        eprintln!("note: {warning}");
+    }
     Ok(Loaded { gemma, path, load_s })
 }
 

@@ -21,6 +21,7 @@ mod random;
 mod safetensors;
 mod storage;
 mod tensors;
+mod warning;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,6 +37,7 @@ pub use names::{LayerTensor, TextTensor};
 pub use random::RandomTensor;
 pub use storage::CheckpointBytes;
 pub use tensors::TensorView;
+pub use warning::{Warning, WarningKind};
 
 use names::{HUGGINGFACE_HEADS, HUGGINGFACE_PREFIXES};
 use tensors::{StoredFormat, TensorTable};
@@ -60,6 +62,7 @@ struct Weights {
     generation_config: GenerationConfig,
     gguf: Option<GgufMetadata>,
     format_name: String,
+    warnings: Vec<Warning>,
 }
 
 /// How the decoder's tensors are called.
@@ -173,6 +176,7 @@ impl Checkpoint {
             generation_config: GenerationConfig::default(),
             gguf: None,
             format_name: format!("random {}", format.name().to_uppercase()),
+            warnings: Vec::new(),
         };
         Self::checked(weights, config)
     }
@@ -222,6 +226,11 @@ impl Checkpoint {
     /// File kind and main weight format, for people: `"GGUF Q4_K_M"`, `"safetensors BF16"`.
     pub fn format_name(&self) -> &str {
         &self.inner.weights.format_name
+    }
+
+    /// What is odd about the files and doesn't keep the model from running.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.inner.weights.warnings
     }
 
     /// The path that was opened, or what stands for it; for messages.
@@ -299,6 +308,7 @@ impl Checkpoint {
             generation_config: GenerationConfig::default(),
             gguf: Some(metadata),
             format_name,
+            warnings: Vec::new(),
         };
         Self::checked(weights, config)
     }
@@ -324,6 +334,7 @@ impl Checkpoint {
             names: Names::HuggingFace { prefix, head },
             generation_config: folder.generation_config,
             gguf: None,
+            warnings: Vec::new(),
         };
         Self::checked(weights, folder.config)
     }
