@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
+#[cfg(feature = "cube")]
+use burn::tensor::TensorData;
+use burn::tensor::{Device, Tensor};
 
 use super::attention::AttentionContext;
 use super::block::Block;

@@ -65,7 +65,7 @@ impl Trace {
     }
 
     /// Whether nothing is asked for.
-    pub(super) fn is_none(&self) -> bool {
+    pub fn is_none(&self) -> bool {
         !self.embeddings && !self.final_norm && self.layers.is_empty() && self.details.is_empty()
     }
 
