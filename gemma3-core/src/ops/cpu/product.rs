@@ -93,7 +93,8 @@ fn multiply(
     }
     let (rows, columns) = (a.rows.max(ENOUGH_SIDE), b.columns.max(ENOUGH_SIDE));
     let terms = a.columns.max(ENOUGH_TERMS);
-    let given = Operand { values: out, rows: a.rows, columns: b.columns, row_stride: out_stride, column_stride: 1 };
+    let given =
+        Operand { values: out, rows: a.rows, columns: b.columns, row_stride: out_stride, column_stride: 1 };
     let mut sums = if accumulate { given.filled_up(rows, columns) } else { vec![0.0; rows * columns] };
     let (a_values, b_values) = (a.filled_up(rows, terms), b.filled_up(terms, columns));
     let (a_filled, b_filled) = (row_major(&a_values, rows, terms), row_major(&b_values, terms, columns));
@@ -109,14 +110,7 @@ pub(super) fn row_major(values: &[f32], rows: usize, columns: usize) -> Operand<
 }
 
 /// [`multiply`] of operands and a result that lie within their slices.
-fn call(
-    out: &mut [f32],
-    out_stride: usize,
-    a: Operand<'_>,
-    b: Operand<'_>,
-    factor: f32,
-    accumulate: bool,
-) {
+fn call(out: &mut [f32], out_stride: usize, a: Operand<'_>, b: Operand<'_>, factor: f32, accumulate: bool) {
     assert!(a.end() <= a.values.len() && b.end() <= b.values.len(), "an operand beyond its slice");
     assert!(extent(a.rows, b.columns, out_stride, 1) <= out.len(), "a result beyond its slice");
     // SAFETY: `gemm` reads and writes exactly the elements of the three strided matrices, all of which
@@ -176,8 +170,7 @@ mod tests {
             row_stride: TERMS,
             column_stride: 1,
         };
-        let part_b =
-            Operand { values: &b[terms.start * row_stride..], rows: terms.len(), columns, ..all_b };
+        let part_b = Operand { values: &b[terms.start * row_stride..], rows: terms.len(), columns, ..all_b };
         for accumulate in [false, true] {
             let given = values(ROWS * COLUMNS, 3);
             let (mut whole, mut part) = (given.clone(), given);

@@ -167,12 +167,7 @@ impl<E> Gathered<E> {
 impl<'a, E: Copy> KeysAndValues<'a, E> {
     /// Keys and values of a block, each \[len, head_dim\].
     #[inline(always)]
-    fn of_block<'b>(
-        &self,
-        kv_head: usize,
-        block: &Block,
-        gathered: &'b mut Gathered<E>,
-    ) -> (&'b [E], &'b [E])
+    fn of_block<'b>(&self, kv_head: usize, block: &Block, gathered: &'b mut Gathered<E>) -> (&'b [E], &'b [E])
     where
         'a: 'b,
     {
