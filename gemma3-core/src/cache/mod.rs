@@ -34,7 +34,8 @@ pub struct CacheOptions {
     /// the model's `max_position_embeddings` if that is smaller.
     pub capacity: Option<usize>,
     /// The most tokens that are processed at once during prefill. Larger chunks use the hardware
-    /// better; the sliding-window layers keep one chunk more than their window.
+    /// better; the sliding-window layers keep one chunk more than their window. Flex computes the same with any chunk
+    /// of 34 or more, bit for bit; smaller ones are rounded otherwise.
     pub chunk: usize,
     /// In which numbers keys and values are kept. `None`: what suits the model, which is half precision (F16) on
     /// flex and GPUs unless the model is loaded with [`Precision::Exact`](crate::ops::Precision::Exact), and F32

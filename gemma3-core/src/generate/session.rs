@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{CancelHandle, GenerateError, GenerateOptions, TokenStream};
 use crate::cache::{CacheOptions, KvCache};
 use crate::model::{EmbeddedSpan, ForwardError, Logits, Model, Segment, SegmentInput, Trace};
+use crate::ops;
 use crate::sampling::{LogProbs, RandomKey, TokenLogprob};
 
 /// How to make a session.
@@ -168,10 +169,17 @@ impl Session {
         Ok(())
     }
 
-    /// The next tokens to compute, `limit` of them or up to the end; an image is not split.
+    /// The next tokens to compute, up to `limit` of them; an image is not split, and no fewer are left for the next
+    /// chunk than are computed like those of this one.
     fn next_chunk(&self, limit: usize) -> Range<usize> {
         let start = self.cache.len();
-        let end = self.len().min(start + limit);
+        let left = self.len() - start;
+        let alike = ops::alike_tokens(self.model.decoder().device());
+        let missing = match left.checked_sub(limit) {
+            Some(rest) if rest > 0 && limit >= 2 * alike => alike.saturating_sub(rest),
+            _ => 0,
+        };
+        let end = start + left.min(limit) - missing;
         match self.spans.iter().map(EmbeddedSpan::range).find(|span| span.start < end && end < span.end) {
             Some(image) if image.start > start => start..image.start,
             Some(image) => start..image.end,

@@ -23,7 +23,7 @@ use crate::threads::Threads;
 #[derive(Default)]
 pub struct LoadOptions<'a> {
     /// CPU threads to compute with, on a pool that the model owns. `None`: as many as the process may
-    /// use. Has no effect on devices that are not CPUs.
+    /// use. On flex results are the same with any number, bit for bit. Has no effect on devices that are not CPUs.
     pub threads: Option<usize>,
     /// The host's own threads ([`Threads::lent`]), to be used in place of a pool of the model's.
     pub lent_threads: Option<Threads>,

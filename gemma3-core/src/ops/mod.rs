@@ -38,6 +38,18 @@ pub(crate) fn is_flex(_: &burn::tensor::Device) -> bool {
     false
 }
 
+/// From how many tokens of one sequence on a pass computes each as it would among any others, bit for bit: fewer are
+/// rounded otherwise on flex, where a prompt is therefore not divided so that a few are left. (GPUs have kernels for
+/// few classes of lengths, and are given whole chunks.)
+pub(crate) fn alike_tokens(device: &burn::tensor::Device) -> usize {
+    #[cfg(feature = "flex")]
+    if is_flex(device) {
+        return cpu::ALIKE_ROWS;
+    }
+    let _ = device;
+    1
+}
+
 /// Whether the decoder runs as launches of our own kernels on the device.
 #[cfg(feature = "cube")]
 pub(crate) fn is_gpu(device: &burn::tensor::Device) -> bool {

@@ -2,13 +2,14 @@
 //!
 //! A thread takes a tile of queries through all heads: scores of the tile, exponentials, their product
 //! with the values, and only then the division by the sums. So a thread holds the scores of one tile and one
-//! head, and writes rows that nobody else writes.
+//! head, and writes rows that nobody else writes. What a row finds is the same in any tile, since products are
+//! ([`super::product`]); so tiles may follow the number of threads.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::exp::exp;
-use super::product::{Operand, product};
+use super::product::{Operand, product, row_major};
 
 /// Queries of a tile. More reuse a packed tile of keys more often, fewer keep the scores in the cache.
 const MAX_TILE: usize = 256;
@@ -78,7 +79,7 @@ fn attend(q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], sizes: Sizes, scale:
         for (row, sum) in scores.chunks_exact_mut(tokens).zip(&mut scratch.sums) {
             *sum = arch.dispatch(Exponentials { row });
         }
-        let weights = Operand { values: scores, rows, columns: tokens, row_stride: tokens, column_stride: 1 };
+        let weights = row_major(scores, rows, tokens);
         product(&mut out[first..], width, weights, values, 1.0);
         for (row, sum) in out.chunks_exact_mut(width).zip(&scratch.sums) {
             for value in &mut row[first..first + head_dim] {

@@ -16,6 +16,7 @@ mod product;
 mod rms_norm;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Element, Shape};
@@ -31,6 +32,11 @@ use pulp::bytemuck::Pod;
 /// in the last-level cache: 512 of the widest activations here (15,360 in the 12B) are 31 MB, of the image
 /// encoder's 9 MB.
 const MAX_ROWS_AT_ONCE: usize = 512;
+
+/// So many rows of one sequence, or more, are computed alike: each as it would be among any others. Fewer go to
+/// kernels that round otherwise.
+pub(crate) const ALIKE_ROWS: usize = cached_attention::MAX_FEW_ROWS + 1;
+const _: () = assert!(ALIKE_ROWS > packed::FEW_ROWS && MAX_ROWS_AT_ONCE >= 2 * ALIKE_ROWS);
 
 impl DecoderOps for Flex {
     fn packed_linear(x: FlexTensor, products: PackedProducts) -> FlexTensor {
@@ -66,8 +72,7 @@ impl DecoderOps for Flex {
         let width = gate.out_features();
         let mut out = zeros(rows, width);
         let all: &mut [f32] = out.storage_mut();
-        for start in (0..rows).step_by(MAX_ROWS_AT_ONCE) {
-            let end = rows.min(start + MAX_ROWS_AT_ONCE);
+        for Range { start, end } in rows_at_once(rows) {
             let x = normed(&values(&x)[start * in_features..end * in_features], values(&scale), eps);
             let activations = Activations::new(&x, end - start, in_features, precision);
             multiply_gated(&activations, gate, up, &mut all[start * width..end * width]);
@@ -208,6 +213,12 @@ fn attend<E: CacheElement + Element + Pod>(
     cached_attention::attend(queries, cache, out.storage_mut());
 }
 
+/// Divides rows evenly, so that the last are not so few that they would be rounded otherwise.
+fn rows_at_once(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let times = rows.div_ceil(MAX_ROWS_AT_ONCE).max(1);
+    (0..times).map(move |n| n * rows / times..(n + 1) * rows / times)
+}
+
 /// Products of rows with each of the weights, one \[rows, out\] after the other; `x` gives some of the rows.
 fn linear<'a>(
     rows: usize,
@@ -224,8 +235,7 @@ fn linear<'a>(
         outs.push(out);
         rest = tail;
     }
-    for start in (0..rows).step_by(MAX_ROWS_AT_ONCE) {
-        let end = rows.min(start + MAX_ROWS_AT_ONCE);
+    for Range { start, end } in rows_at_once(rows) {
         let x = x(start, end);
         let activations = Activations::new(&x, end - start, in_features, products.precision);
         let outs = products.weights.iter().zip(&mut outs).map(|(weight, out)| {
@@ -273,4 +283,19 @@ fn owned(tensor: FlexTensor) -> FlexTensor {
 
 fn zeros(rows: usize, columns: usize) -> FlexTensor {
     FlexTensor::zeros(Shape::new([rows, columns]), DType::F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_divided_without_a_small_rest() {
+        let lens = |rows| rows_at_once(rows).map(|part| part.len()).collect::<Vec<_>>();
+        assert_eq!(lens(512), [512]);
+        assert_eq!(lens(513), [256, 257]);
+        assert_eq!(lens(1025), [341, 342, 342]);
+        assert_eq!(lens(0), [0]);
+        assert_eq!(rows_at_once(1025).last(), Some(683..1025));
+    }
 }

@@ -1,17 +1,17 @@
 //! Attention of a few rows, as a step of decoding asks for: it takes as long as reading the keys and values.
 //!
-//! The positions are divided into parts. A thread takes a part of one key head through all queries that share
-//! it, a block of keys and a tile of queries at a time: scores, their softmax, and the values weighted by it.
-//! What the parts found is put together at the end.
+//! The positions are divided into parts, always in the same places. A thread takes a part of one key head through
+//! all queries that share it, a block of keys and a tile of queries at a time: scores, their softmax, and the values
+//! weighted by it. What the parts found is put together at the end, in their order.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Attention;
 use super::element::CacheElement;
 use super::ring::{Block, blocks};
 use super::softmax::Running;
+use super::{Attention, Gathered};
 use crate::ops::cpu::exp::exp;
 use crate::ops::cpu::packed::{Kernel, Lanes, SimdLevel};
 
@@ -25,49 +25,68 @@ const SUMS: usize = 8;
 /// Multiplications of a key and a query below which one thread does it all: waking others would take longer.
 const MIN_PARALLEL_WORK: usize = 512 * 1024;
 
-/// Keys below which a part isn't worth its place in the sum at the end.
-const MIN_PART: usize = 128;
+/// Keys of a part for up to four rows: few enough for a window of 512 to be divided among four threads, and so many
+/// that putting parts together takes a hundredth of the time. Whole blocks.
+const PART: usize = 128;
 
 /// See [`super::attend`]; the width of a head must be divisible by 8.
 pub(super) fn attend<E: CacheElement>(level: SimdLevel, attention: &Attention<'_, E>, out: &mut [f32]) {
     let (kv_heads, head_dim) = (attention.cache.kv_heads, attention.cache.head_dim);
     let queries = attention.rows * attention.group;
     let positions = attention.visible_of(0..attention.rows);
-    let parallel = positions.len() * queries * kv_heads * head_dim >= MIN_PARALLEL_WORK;
-    // Two parts a thread, so that one that was held up does not hold up all.
-    let tasks = if parallel { 2 * rayon::current_num_threads() } else { 1 };
-    let parts = tasks.div_ceil(kv_heads).min(positions.len() / MIN_PART).max(1);
-    let part = positions.len().div_ceil(parts).next_multiple_of(BLOCK);
-    let parts = positions.len().div_ceil(part);
+    // Parts have a sum for every query, so that they are longer for more rows.
+    let part = PART * attention.rows.div_ceil(4).next_power_of_two();
+    let first = positions.start / part;
+    let parts = positions.end.div_ceil(part) - first;
 
     let mut sums = vec![0.0; kv_heads * parts * queries * head_dim];
     let mut running = vec![Running::EMPTY; kv_heads * parts * queries];
     let of_part = |(task, (running, sums)): (usize, (&mut [Running], &mut [f32]))| {
-        let start = positions.start + task % parts * part;
-        let positions = start..positions.end.min(start + part);
+        let start = (first + task % parts) * part;
+        let positions = start.max(positions.start)..positions.end.min(start + part);
         level.run(Part { attention, kv_head: task / parts, positions, running, sums });
     };
     let (of_running, of_sums) = (queries, queries * head_dim);
-    if parallel {
+    if positions.len() * queries * kv_heads * head_dim >= MIN_PARALLEL_WORK {
         let tasks = running.par_chunks_mut(of_running).zip(sums.par_chunks_mut(of_sums));
         tasks.enumerate().with_max_len(1).for_each(of_part);
     } else {
         running.chunks_mut(of_running).zip(sums.chunks_mut(of_sums)).enumerate().for_each(of_part);
     }
+    level.run(Combine { attention, parts, running: &running, sums: &sums, out });
+}
 
-    // `out` is [rows, kv_heads, group, head_dim], a part [rows, group, head_dim].
-    for (n, out) in out.chunks_exact_mut(head_dim).enumerate() {
-        let (row, head) = (n / attention.queries.heads, n % attention.queries.heads);
-        let (kv_head, query) = (head / attention.group, row * attention.group + head % attention.group);
-        let parts = (0..parts).map(|part| {
-            let n = (kv_head * parts + part) * queries + query;
-            (running[n], &sums[n * head_dim..][..head_dim])
-        });
-        combine(parts, out);
+/// Puts together what the parts found.
+struct Combine<'a, 'b, E> {
+    attention: &'a Attention<'b, E>,
+    parts: usize,
+    /// \[kv_heads, parts, rows, group\].
+    running: &'a [Running],
+    /// \[kv_heads, parts, rows, group, head_dim\].
+    sums: &'a [f32],
+    /// \[rows, kv_heads, group, head_dim\].
+    out: &'a mut [f32],
+}
+
+impl<E: CacheElement> Kernel for Combine<'_, '_, E> {
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        let Self { attention: Attention { queries, cache, rows, group }, parts, running, sums, out } = self;
+        let head_dim = cache.head_dim;
+        for (n, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let (row, head) = (n / queries.heads, n % queries.heads);
+            let (kv_head, query) = (head / group, row * group + head % group);
+            let parts = (0..parts).map(|part| {
+                let n = (kv_head * parts + part) * rows * group + query;
+                (running[n], &sums[n * head_dim..][..head_dim])
+            });
+            combine(parts, out);
+        }
     }
 }
 
 /// The quotient of the parts' weighted values and sums.
+#[inline(always)]
 fn combine<'a>(parts: impl Iterator<Item = (Running, &'a [f32])> + Clone, out: &mut [f32]) {
     let max = parts.clone().fold(f32::NEG_INFINITY, |max, (running, _)| max.max(running.max));
     // A part in which this query sees nothing says nothing. (`e^(-∞ - max)` isn't zero here.)
@@ -99,15 +118,17 @@ struct Part<'a, 'b, E> {
 impl<E: CacheElement> Kernel for Part<'_, '_, E> {
     #[inline(always)]
     fn run<L: Lanes>(mut self, l: L) {
-        let slots = self.attention.cache.slots;
-        for block in blocks(self.positions.clone(), slots, BLOCK) {
+        let cache = self.attention.cache;
+        let mut gathered = Gathered::new();
+        for block in blocks(self.positions.clone(), BLOCK) {
+            let entries = cache.of_block(self.kv_head, &block, &mut gathered);
             let queries = self.running.len();
             let mut query = 0;
             while query < queries {
                 query += match queries - query {
-                    4.. => self.tile::<L, 4, 2>(l, &block, query),
-                    2.. => self.tile::<L, 2, 4>(l, &block, query),
-                    _ => self.tile::<L, 1, 8>(l, &block, query),
+                    4.. => self.tile::<L, 4, 2>(l, &block, entries, query),
+                    2.. => self.tile::<L, 2, 4>(l, &block, entries, query),
+                    _ => self.tile::<L, 1, 8>(l, &block, entries, query),
                 };
             }
         }
@@ -115,12 +136,18 @@ impl<E: CacheElement> Kernel for Part<'_, '_, E> {
 }
 
 impl<E: CacheElement> Part<'_, '_, E> {
-    /// Queries `first..first + T` over a block; returns `T`. `N` is [`SUMS`] / `T`.
+    /// Queries `first..first + T` over a block, whose keys and values are given; returns `T`. `N` is
+    /// [`SUMS`] / `T`.
     #[inline(always)]
-    fn tile<L: Lanes, const T: usize, const N: usize>(&mut self, l: L, block: &Block, first: usize) -> usize {
+    fn tile<L: Lanes, const T: usize, const N: usize>(
+        &mut self,
+        l: L,
+        block: &Block,
+        (keys, values): (&[E], &[E]),
+        first: usize,
+    ) -> usize {
         let Self { attention, kv_head, .. } = *self;
         let head_dim = attention.cache.head_dim;
-        let (keys, values) = attention.cache.slots_of(kv_head, block);
 
         let mut queries = [&[][..]; T];
         for (t, query) in queries.iter_mut().enumerate() {

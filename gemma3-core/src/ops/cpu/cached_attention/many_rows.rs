@@ -2,18 +2,19 @@
 //!
 //! A thread takes a tile of positions of one key head, with all queries that share it, over one block of keys
 //! after the other. Blocks that no row of the tile sees are never read, and rows that see nothing of a
-//! block take no part in its products.
+//! block take no part in its products. What a row finds doesn't depend on the tile that it is in: blocks begin where
+//! they would for any other, and products are the same in any company ([`crate::ops::cpu::product`]).
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::Attention;
 use super::element::CacheElement;
 use super::ring::{Block, blocks};
 use super::softmax::Running;
+use super::{Attention, Gathered};
 use crate::ops::cpu::packed::{Kernel, Lanes, SimdLevel};
-use crate::ops::cpu::product::{Operand, add_product, product};
+use crate::ops::cpu::product::{Operand, add_product, product, row_major};
 
 /// Queries of a tile, those of all its positions together. More reuse a block of keys more often, fewer
 /// are quicker where only a part of a block is visible.
@@ -26,7 +27,7 @@ const BLOCK: usize = 256;
 /// See [`super::attend`].
 pub(super) fn attend<E: CacheElement>(level: SimdLevel, attention: &Attention<'_, E>, out: &mut [f32]) {
     let Attention { rows, group, cache, .. } = *attention;
-    // Four tiles a thread, so that one that was held up does not hold up all.
+    // Four tiles a thread, so that one that was held up does not hold up all. (Sums are the same in any tile.)
     let queries = (rows * group * cache.kv_heads).div_ceil(4 * rayon::current_num_threads());
     let tile_rows = queries.clamp(MIN_TILE, TILE).div_ceil(group);
     // par_bridge hands out one tile after the other and makes a scratch per thread. The last tiles see
@@ -68,11 +69,12 @@ fn tiles<'a, E: CacheElement>(
 }
 
 /// What a thread needs for a tile of `queries`.
-struct Scratch {
+struct Scratch<E> {
     /// \[queries, head_dim\].
     queries: Vec<f32>,
     /// Up to \[queries, BLOCK\].
     scores: Vec<f32>,
+    gathered: Gathered<E>,
     /// A block of keys, then of values, where they aren't f32: up to \[BLOCK, head_dim\].
     converted: Vec<f32>,
     /// \[queries\].
@@ -81,11 +83,12 @@ struct Scratch {
     sums: Vec<f32>,
 }
 
-impl Scratch {
+impl<E> Scratch<E> {
     fn new(queries: usize, head_dim: usize) -> Self {
         Self {
             queries: vec![0.0; queries * head_dim],
             scores: vec![0.0; queries * BLOCK],
+            gathered: Gathered::new(),
             converted: Vec::new(),
             running: vec![Running::EMPTY; queries],
             sums: vec![0.0; queries * head_dim],
@@ -97,7 +100,7 @@ fn attend_tile<E: CacheElement>(
     level: SimdLevel,
     attention: &Attention<'_, E>,
     tile: Tile<'_>,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<E>,
 ) {
     let Attention { group, cache, .. } = *attention;
     let head_dim = cache.head_dim;
@@ -108,8 +111,8 @@ fn attend_tile<E: CacheElement>(
     scratch.sums.fill(0.0);
 
     let visible: Vec<_> = tile.rows.clone().map(|row| attention.visible(row)).collect();
-    for block in blocks(attention.visible_of(tile.rows.clone()), cache.slots, BLOCK) {
-        let (keys, values) = cache.slots_of(tile.kv_head, &block);
+    for block in blocks(attention.visible_of(tile.rows.clone()), BLOCK) {
+        let (keys, values) = cache.of_block(tile.kv_head, &block, &mut scratch.gathered);
         // Those that see something of the block are neighbours, because what a row sees only moves on.
         let first = visible.partition_point(|keys| keys.end <= block.position);
         let end = visible.partition_point(|keys| keys.start < block.position + block.len);
@@ -144,10 +147,6 @@ fn attend_tile<E: CacheElement>(
             *out = sum / running.sum;
         }
     }
-}
-
-fn row_major(values: &[f32], rows: usize, columns: usize) -> Operand<'_> {
-    Operand { values, rows, columns, row_stride: columns, column_stride: 1 }
 }
 
 /// Makes weights of the scores of a block, and multiplies the sums so far accordingly.

@@ -12,13 +12,16 @@
 //! |---|---|
 //! | `write_rows` | where new keys and values go |
 //! | `element` | what the cache holds (f32, bf16, f16), to f32 and back |
-//! | `ring` | positions to slots |
+//! | `ring` | blocks of positions, and their slots |
 //! | `softmax` | the softmax, a block of keys at a time |
 //! | `few_rows` | decoding: keys and values are read once, as they lie, by parts of the sequence |
 //! | `many_rows` | prompts: tiles of queries meet blocks of keys in products |
 //!
-//! Neither way holds more scores than those of a tile and a block, so the memory doesn't grow with the
-//! sequence.
+//! Neither way holds more scores than those of a tile and a block. Decoding holds a row for every part of the
+//! sequence, which is as much memory as a few hundredths of the keys and values.
+//!
+//! Each way adds up what a query finds in an order that depends on positions alone: not on the number of threads, on
+//! where the ring ends, or, for many rows, on the rows that are computed together. The two ways differ by roundings.
 
 mod element;
 mod few_rows;
@@ -35,10 +38,11 @@ use std::sync::LazyLock;
 use super::packed::SimdLevel;
 use crate::ops::visibility::VisibleKeys;
 pub(super) use element::CacheElement;
+use ring::Block;
 pub(super) use write_rows::write_rows;
 
 /// The most rows that read the cache as it lies. For more, products make up for packing and converting it.
-const MAX_FEW_ROWS: usize = 16;
+pub(super) const MAX_FEW_ROWS: usize = 16;
 
 /// Asking the processor anew for every layer and token would show.
 static LEVEL: LazyLock<SimdLevel> = LazyLock::new(SimdLevel::detect);
@@ -147,11 +151,32 @@ impl<'a, E: CacheElement> Attention<'a, E> {
     }
 }
 
-impl<'a, E> KeysAndValues<'a, E> {
-    /// Keys and values of consecutive slots, each \[len, head_dim\].
-    fn slots_of(&self, kv_head: usize, block: &ring::Block) -> (&'a [E], &'a [E]) {
-        let first = (kv_head * self.slots + block.slot) * self.head_dim;
-        let len = block.len * self.head_dim;
-        (&self.keys[first..][..len], &self.values[first..][..len])
+/// Keys and values of a block in which the ring ends.
+#[derive(Debug)]
+struct Gathered<E> {
+    keys: Vec<E>,
+    values: Vec<E>,
+}
+
+impl<E> Gathered<E> {
+    const fn new() -> Self {
+        Self { keys: Vec::new(), values: Vec::new() }
+    }
+}
+
+impl<'a, E: Copy> KeysAndValues<'a, E> {
+    /// Keys and values of a block, each \[len, head_dim\].
+    #[inline(always)]
+    fn of_block<'b>(&self, kv_head: usize, block: &Block, gathered: &'b mut Gathered<E>) -> (&'b [E], &'b [E])
+    where
+        'a: 'b,
+    {
+        let ring = self.slots * self.head_dim;
+        let (keys, values) = (&self.keys[kv_head * ring..][..ring], &self.values[kv_head * ring..][..ring]);
+        let Gathered { keys: gathered_keys, values: gathered_values } = gathered;
+        (
+            ring::rows(keys, self.head_dim, block, gathered_keys),
+            ring::rows(values, self.head_dim, block, gathered_values),
+        )
     }
 }

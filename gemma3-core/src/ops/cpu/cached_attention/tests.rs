@@ -81,6 +81,7 @@ impl Case {
 }
 
 /// A case with its numbers.
+#[derive(Clone)]
 struct Problem<E> {
     case: Case,
     queries: Vec<f32>,
@@ -125,6 +126,25 @@ impl<E: CacheElement + Default> Problem<E> {
         let mut out = vec![7.0; self.queries.len()];
         attend_with(level, max_few_rows, queries, cache, &mut out);
         out
+    }
+
+    /// Takes queries from row `start` on, and keys and values, from a problem with a slot for every position.
+    fn copy_entries(&mut self, from: &Self, start: usize) {
+        let Case { heads, kv_heads, head_dim, slots, position, rows, window, .. } = self.case;
+        let width = heads * head_dim;
+        self.queries.copy_from_slice(&from.queries[start * width..][..rows * width]);
+        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        for kv_head in 0..kv_heads {
+            for p in first..position + rows {
+                let (to, of) = (
+                    (kv_head * slots + p % slots) * head_dim,
+                    kv_head * from.case.slots + p % from.case.slots,
+                );
+                let of = of * head_dim;
+                self.keys[to..to + head_dim].copy_from_slice(&from.keys[of..of + head_dim]);
+                self.values[to..to + head_dim].copy_from_slice(&from.values[of..of + head_dim]);
+            }
+        }
     }
 
     fn check(&self) {
@@ -294,13 +314,73 @@ fn large_scores_do_not_overflow() {
     }
 }
 
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
 #[test]
-fn any_number_of_threads_gives_the_same_within_rounding() {
-    for rows in [1, 5, 140] {
-        let problem = Problem::<bf16>::new(&Case::new(1000, rows).with_heads(4, 2, 64), 1);
-        for threads in [1, 2, 5] {
-            let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-            pool.install(|| problem.check());
+fn any_number_of_threads_gives_the_same_bit_for_bit() {
+    let shapes = [(4, 1, 64), (8, 4, 32), (3, 3, 24), (5, 1, 12)];
+    for (n, (heads, kv_heads, head_dim)) in shapes.into_iter().enumerate() {
+        for rows in [1, 5, 16, 17, 140] {
+            for case in [Case::new(1000, rows), Case::new(1000, rows).windowed(300)] {
+                let case = case.with_heads(heads, kv_heads, head_dim);
+                let problem = Problem::<bf16>::new(&case, n as u64);
+                let attend = |threads| {
+                    let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+                    pool.install(|| problem.attend(SimdLevel::detect(), MAX_FEW_ROWS))
+                };
+                let expected = bits(&attend(1));
+                for threads in [2, 3, 5, 16] {
+                    assert!(bits(&attend(threads)) == expected, "{threads} threads: {case:?}");
+                }
+            }
+        }
+    }
+}
+
+/// The rows of a pass, in passes of other lengths, with a ring that ends elsewhere.
+#[test]
+fn many_rows_are_the_same_in_any_division_and_ring() {
+    for window in [None, Some(90)] {
+        let case = |position, rows| {
+            let case = Case::new(position, rows).with_heads(6, 2, 32);
+            window.map_or(case.clone(), |window| case.windowed(window))
+        };
+        let whole = Problem::<f16>::new(&case(300, 120), 4);
+        let expected = bits(&whole.attend(SimdLevel::detect(), 0));
+        let width = 6 * 32;
+        for (start, rows) in [(0, 120), (0, 17), (3, 40), (60, 60), (103, 17)] {
+            for more_slots in [0, 1, 37] {
+                let mut part = case(300 + start, rows);
+                part.slots += more_slots;
+                // The same numbers, of which the rows see those up to the last of them.
+                let mut problem = Problem::<f16>::new(&part, 4);
+                problem.copy_entries(&whole, start);
+                let found = bits(&problem.attend(SimdLevel::detect(), 0));
+                assert!(found == expected[start * width..][..rows * width], "{start} {rows} {more_slots}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_is_the_same_in_any_ring() {
+    for position in [100, 127, 128, 129, 300, 1000] {
+        let case = Case::new(position, 1).with_heads(4, 1, 32);
+        let whole = Problem::<f32>::new(&case, 4);
+        for window in [40, 128, 129] {
+            let seen =
+                Problem::<f32> { case: Case { window: Some(window), ..case.clone() }, ..whole.clone() };
+            let expected = bits(&seen.attend(SimdLevel::detect(), MAX_FEW_ROWS));
+            for more_slots in [0, 1, 19, 64] {
+                let mut ring = case.clone().windowed(window);
+                ring.slots += more_slots;
+                let mut problem = Problem::<f32>::new(&ring, 4);
+                problem.copy_entries(&whole, 0);
+                let found = bits(&problem.attend(SimdLevel::detect(), MAX_FEW_ROWS));
+                assert!(found == expected, "{position} {window} {more_slots}");
+            }
         }
     }
 }

@@ -60,3 +60,4 @@ pub use activations::Activations;
 pub(super) use lanes::{Kernel, Lanes, SimdLevel};
 pub use matrix::{PackedError, PackedMatrix, SharedBytes};
 pub use products::{multiply_each, multiply_gated};
+pub(super) use tiles::FEW_ROWS;

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 /// Up to this many rows, packed weights are read as they are; with more, expanding them first pays.
-pub(super) const FEW_ROWS: usize = 8;
+pub(in crate::ops::cpu) const FEW_ROWS: usize = 8;
 /// Rows of a tile at most, for weights as they are packed and as bytes.
 pub(super) const TILE_ROWS: usize = 4;
 /// Rows of a tile, for weights expanded to f32 or bf16.

@@ -1,0 +1,89 @@
+//! What soft tokens on flex depend on: the image, and not the number of threads or the images encoded beside it, bit
+//! for bit.
+
+#[path = "../../gemma3-core/tests/common/mod.rs"]
+mod common;
+
+use gemma3_core::checkpoint::{Checkpoint, TensorFormat};
+use gemma3_core::config::{ImageTokens, ModelConfig, TextConfig, VisionConfig};
+use gemma3_core::ops::Precision;
+use gemma3_core::{Device, Threads};
+use gemma3_vision::weights::random_tensors;
+use gemma3_vision::{
+    EncodeOptions, Image, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
+};
+
+/// 18 x 18 patches: tiles of attention that end differently with every number of threads.
+const SIDE: usize = 252;
+
+fn checkpoint(format: TensorFormat) -> Checkpoint {
+    let vision = VisionConfig {
+        hidden_size: 144,
+        intermediate_size: 272,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        image_size: SIDE,
+        ..VisionConfig::siglip_so400m_896()
+    };
+    // A decoder of which only the width matters.
+    let text = TextConfig {
+        vocab_size: 512,
+        hidden_size: 96,
+        intermediate_size: 64,
+        num_hidden_layers: 1,
+        layer_types: TextConfig::gemma3_270m().layer_types[..1].to_vec(),
+        ..TextConfig::gemma3_270m()
+    };
+    let tensors = random_tensors(&vision, text.hidden_size, format);
+    let config = ModelConfig {
+        vision: Some(vision),
+        image_tokens: Some(ImageTokens { boi: 500, eoi: 501, image: 502, mm_tokens_per_image: 36 }),
+        ..ModelConfig::from_text(text)
+    };
+    Checkpoint::random_with(config, format, tensors, 1).expect("random weights")
+}
+
+fn image(seed: u32) -> Image {
+    let pixels = (0..300 * 200 * 3_u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 24) as u8);
+    Image::from_rgb8(300, 200, pixels.collect()).expect("an image")
+}
+
+/// The vectors of each image, encoded as many together as the bytes allow.
+fn encode(model: &VisionModel, images: &[Image], working_bytes: u64) -> Vec<Vec<u32>> {
+    let options = EncodeOptions { working_bytes, ..EncodeOptions::default() };
+    let encoded = model.encode(images, &options).expect("soft tokens");
+    let values = |image: &gemma3_vision::EncodedImage| {
+        let values = image.views()[0].vectors().clone().into_data().try_into_vec::<f32>().expect("f32");
+        assert_eq!(values.len(), 36 * 96);
+        values.iter().map(|value| value.to_bits()).collect()
+    };
+    encoded.iter().map(values).collect()
+}
+
+#[test]
+fn threads_and_neighbours_do_not_matter() {
+    let Some((_, device)) = common::devices().into_iter().find(|(name, _)| *name == "flex") else { return };
+    let images = [image(1), image(2), image(3)];
+    for format in [TensorFormat::F32, TensorFormat::F16, TensorFormat::BF16] {
+        for precision in [Precision::Exact, Precision::Fast] {
+            let checkpoint = checkpoint(format);
+            let expected = encode(&load(&checkpoint, &device, precision, 1), &images, 1);
+            assert_ne!(expected[0], expected[1]);
+            for threads in [1, 2, 3, 5] {
+                let model = load(&checkpoint, &device, precision, threads);
+                for working_bytes in [1, u64::MAX] {
+                    let found = encode(&model, &images, working_bytes);
+                    assert!(found == expected, "{threads} threads, {format}, {precision:?}");
+                }
+            }
+        }
+    }
+}
+
+fn load(checkpoint: &Checkpoint, device: &Device, precision: Precision, threads: usize) -> VisionModel {
+    let weights = VisionWeights::in_checkpoint(checkpoint).expect("an encoder");
+    let preprocessor = PreprocessorConfig { image_size: SIDE, ..PreprocessorConfig::gemma3() };
+    let threads = Threads::new(device, Some(threads)).expect("threads");
+    let options = VisionLoadOptions { precision, ..VisionLoadOptions::default() };
+    VisionModel::load(&weights, preprocessor, device, &threads, options).expect("an encoder")
+}
