@@ -17,6 +17,26 @@ pub enum TokenizerError {
         source: std::io::Error,
     },
 
+    /// A file was read and refused.
+    #[error("{file}: {source}")]
+    InFile {
+        /// The file.
+        file: String,
+        /// Why; any of the other variants.
+        source: Box<TokenizerError>,
+    },
+
+    /// Git left a pointer in place of the tokenizer.json.
+    #[error(
+        "this is a Git LFS pointer{}, not the file itself; run `git lfs pull` in its folder, or download the file \
+         from the model's page",
+        bytes.map_or(String::new(), |bytes| format!(" to a file of {bytes} bytes"))
+    )]
+    GitLfsPointer {
+        /// Bytes of the real file, if the pointer says.
+        bytes: Option<u64>,
+    },
+
     /// The bytes are not a tokenizer.json: not JSON, truncated, or fields of another shape.
     #[error(
         "not a tokenizer.json: {source}; fetch the file again, or convert it with Hugging Face's tokenizers"
@@ -185,6 +205,11 @@ pub enum TokenizerError {
 }
 
 impl TokenizerError {
+    /// This error with the file that it is about.
+    pub fn in_file(self, file: impl Into<String>) -> Self {
+        Self::InFile { file: file.into(), source: Box::new(self) }
+    }
+
     pub(crate) fn build(error: tokenizers::Error) -> Self {
         Self::Build { message: error.to_string() }
     }

@@ -109,6 +109,12 @@ fn read_config(metadata: &GgufMetadata) -> Result<(VisionConfig, usize), ConfigE
 fn reject_other_files(metadata: &GgufMetadata) -> Result<(), ConfigError> {
     let expect = |key: &str, expected: &str, found: Option<&str>| match found {
         Some(found) if found == expected => Ok(()),
+        Some("gemma3") => Err(ConfigError::Unsupported {
+            field: key.to_owned(),
+            expected: format!("\"{expected}\""),
+            found: "\"gemma3\" (the language model's file: the image encoder is another, mmproj-….gguf)"
+                .to_owned(),
+        }),
         Some(other) => Err(ConfigError::Unsupported {
             field: key.to_owned(),
             expected: format!("\"{expected}\""),
