@@ -179,7 +179,9 @@ pub enum CheckpointError {
         source: GgufError,
     },
     /// Two files of one checkpoint hold a tensor of the same name.
-    #[error("tensor `{tensor}` is in both {first} and {second}; pass each shard once")]
+    #[error(
+        "tensor `{tensor}` is in both {first} and {second}; give each file of the model once, and none of another"
+    )]
     TensorInTwoFiles {
         /// The tensor.
         tensor: String,

@@ -68,7 +68,7 @@ fn check_header(bytes: &[u8]) -> Result<(), String> {
         let end = tensor.get("data_offsets").and_then(|offsets| offsets.get(1)).and_then(Value::as_u64);
         if end.is_none_or(|end| end > data.len() as u64) {
             return Err(format!(
-                "tensor `{name}` should end within the {} bytes of data, its offsets are {}",
+                "tensor `{name}` should end within the {} bytes of data, it ends at {}",
                 data.len(),
                 json::brief(tensor.get("data_offsets").and_then(|o| o.get(1)).unwrap_or(tensor)),
             ));

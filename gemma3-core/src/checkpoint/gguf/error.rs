@@ -6,7 +6,10 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum GgufError {
     /// The first four bytes aren't `GGUF`.
-    #[error("expected the magic bytes \"GGUF\", found {found:?}; this is not a GGUF file")]
+    #[error(
+        "expected the magic bytes \"GGUF\", found \"{}\"; this is not a GGUF file, name another or download it again",
+        found.escape_ascii()
+    )]
     WrongMagic {
         /// The first bytes.
         found: Vec<u8>,
