@@ -948,12 +948,18 @@ fn paths_that_hold_no_checkpoint_are_errors() {
     let missing = Checkpoint::open(folder.path().join("nothing")).unwrap_err();
     assert!(matches!(missing, CheckpointError::NotFound { .. }), "{missing:?}");
     for (name, contents) in
-        [("model.bin", "PK\u{3}\u{4}"), ("model.gguf", "<html>"), ("notes", "hello"), ("config.json", "{}")]
+        [("model.bin", "PK\u{3}\u{4}"), ("model.gguf", "hello"), ("notes", "hello"), ("config.json", "{}")]
     {
         let path = folder.path().join(name);
         std::fs::write(&path, contents).unwrap();
         let error = Checkpoint::open(&path).unwrap_err();
         assert!(matches!(error, CheckpointError::UnknownFileType { .. }), "{error:?}");
+    }
+    for name in ["model.gguf", "model.safetensors", "notes"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, "<html>").unwrap();
+        let page = Checkpoint::open(&path).unwrap_err();
+        assert!(matches!(page, CheckpointError::NotDownloaded { .. }), "{page:?}");
     }
     #[cfg(unix)]
     {
