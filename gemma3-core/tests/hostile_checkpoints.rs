@@ -241,11 +241,13 @@ fn a_key_that_occurs_twice_is_an_error() {
 }
 
 #[test]
-fn a_part_of_a_split_file_is_an_error() {
+fn a_part_of_a_split_file_in_memory_is_an_error() {
     let file = tiny()
         .set("split.count", value(2, &3_u16.to_le_bytes()))
         .set("split.no", value(2, &1_u16.to_le_bytes()));
     assert_eq!(gguf_error(&file), GgufError::Split { part: 2, parts: 3 });
+    let absurd = tiny().set("split.count", u64_value(u64::MAX)).set("split.no", u64_value(u64::MAX));
+    assert_eq!(gguf_error(&absurd), GgufError::Split { part: u64::MAX, parts: u64::MAX });
 }
 
 // ---- GGUF: tensors ----

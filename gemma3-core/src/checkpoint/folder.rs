@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::foreign::{self, FileKind, shown};
+use super::foreign::{FileKind, adapter, quantized, shown, stand_in};
 use super::shards::{self, Index};
 use super::tensors::TensorTable;
 use super::{CheckpointBytes, CheckpointError, safetensors};
@@ -48,8 +48,8 @@ pub(super) fn open_folder(folder: &Path) -> Result<Folder, CheckpointError> {
 
 /// Opens a `.safetensors` file, with those that it makes one model with, and the configurations beside it.
 pub(super) fn open_single_file(path: &Path) -> Result<Folder, CheckpointError> {
-    if let Some(adapter) = foreign::adapter_in_file(path) {
-        return Err(adapter);
+    if let Some(error) = adapter::in_file(path) {
+        return Err(error);
     }
     let mut table = TensorTable::default();
     shards::add_with_its_set(&mut table, path)?;
@@ -97,19 +97,19 @@ fn read_configs(folder: &Path) -> Result<(ModelConfig, GenerationConfig), Checkp
 }
 
 fn model_config(file: &str, text: &str) -> Result<ModelConfig, CheckpointError> {
-    foreign::reject_quantized_config(file, text)?;
+    quantized::reject_config(file, text)?;
     ModelConfig::from_json(text).map_err(|error| CheckpointError::config(file, error))
 }
 
 fn reject_foreign_tensors(source: &str, table: &TensorTable) -> Result<(), CheckpointError> {
-    foreign::reject_adapter_tensors(source, table)?;
-    foreign::reject_quantized_tensors(table)
+    adapter::reject_tensors(source, table)?;
+    quantized::reject_tensors(table)
 }
 
 /// The error for a folder that lacks a file: what it holds in its place, or which of its files the user may have
 /// meant, by their endings.
 fn incomplete(folder: &Path, missing: &'static str, endings: &[&str]) -> CheckpointError {
-    foreign::adapter_in_folder(folder).unwrap_or_else(|| CheckpointError::IncompleteFolder {
+    adapter::in_folder(folder).unwrap_or_else(|| CheckpointError::IncompleteFolder {
         folder: folder.to_owned(),
         missing,
         advice: advice_without(folder, missing, endings),
@@ -173,7 +173,7 @@ pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, CheckpointErr
     let file = File::open(path).map_err(|error| CheckpointError::io(path, error))?;
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes).map_err(|error| CheckpointError::io(path, error))?;
-    foreign::reject_stand_in(&label, &bytes)?;
+    stand_in::reject(&label, &bytes)?;
     String::from_utf8(bytes).map_err(|error| {
         let problem = format!("{error}");
         CheckpointError::config(&label, ConfigError::Json { problem })

@@ -42,7 +42,7 @@ pub use storage::CheckpointBytes;
 pub use tensors::TensorView;
 pub use warning::{Warning, WarningKind};
 
-use foreign::FileKind;
+use foreign::{FileKind, adapter, stand_in};
 use names::{HUGGINGFACE_HEADS, HUGGINGFACE_PREFIXES};
 use tensors::{StoredFormat, TensorTable};
 
@@ -112,7 +112,7 @@ impl Checkpoint {
             let folder = folder::open_single_file(path)?;
             return Self::from_huggingface(path.display().to_string(), folder);
         }
-        foreign::reject_stand_in(&path.display().to_string(), bytes.as_slice())?;
+        stand_in::reject(&path.display().to_string(), bytes.as_slice())?;
         let FileKind { found, advice } = FileKind::of(path, bytes.as_slice());
         Err(CheckpointError::UnknownFileType { path: path.to_owned(), found, advice })
     }
@@ -303,7 +303,7 @@ impl Checkpoint {
 
     fn from_gguf(file: GgufFile) -> Result<Self, CheckpointError> {
         let source = file.label().to_owned();
-        foreign::reject_gguf_adapter(&file, &source)?;
+        adapter::reject_gguf(&file, &source)?;
         let config = gguf::model_config(&file).map_err(|error| CheckpointError::config(&source, error))?;
         let (table, metadata) = file.into_parts();
         let format_name = gguf::format_name(&metadata, &table);

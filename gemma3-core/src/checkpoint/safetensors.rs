@@ -11,8 +11,9 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::Value;
 
+use super::foreign::stand_in;
 use super::tensors::{FileTensor, StoredFormat};
-use super::{CheckpointError, TensorFormat, foreign};
+use super::{CheckpointError, TensorFormat};
 use crate::config::json;
 
 /// Bytes of the header's length at the start of the file.
@@ -26,7 +27,7 @@ pub(super) fn parse(label: &str, bytes: &[u8]) -> Result<Vec<FileTensor>, Checkp
     if bytes.is_empty() {
         return Err(CheckpointError::EmptyFile { file: label.to_owned() });
     }
-    foreign::reject_stand_in(label, bytes)?;
+    stand_in::reject(label, bytes)?;
     check_header(bytes).map_err(&refused)?;
     let (header_len, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|error| refused(error.to_string()))?;

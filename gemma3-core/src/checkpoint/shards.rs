@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 
 use serde_json::Value;
 
-use super::folder::read_text;
+use super::folder::{file_names, read_text};
 use super::part_name::PartName;
 use super::tensors::{FileTensor, TensorTable};
 use super::{CheckpointBytes, CheckpointError, safetensors};
@@ -108,24 +108,18 @@ pub(super) fn add_only_set(
     folder: &Path,
     prefix: &str,
 ) -> Result<bool, CheckpointError> {
-    let mut found: Option<String> = None;
-    for name in super::folder::file_names(folder) {
-        let Some(part) = PartName::parse(&name, EXTENSION).filter(|part| part.prefix == prefix) else {
-            continue;
-        };
-        let first = part.of_part(1);
-        match &found {
-            Some(other) if *other != first => {
-                let [first, second] = [other.clone(), name.clone()];
-                return Err(CheckpointError::SeveralSets { folder: folder.to_owned(), first, second });
-            }
-            _ => found = Some(first),
-        }
+    let names = file_names(folder);
+    let mut shards = names
+        .iter()
+        .filter_map(|name| PartName::parse(name, EXTENSION))
+        .filter(|shard| shard.prefix == prefix);
+    let Some(shard) = shards.next() else { return Ok(false) };
+    if let Some(other) = shards.find(|other| other.parts != shard.parts) {
+        let [first, second] = [shard, other].map(|shard| shard.of_part(shard.part));
+        return Err(CheckpointError::SeveralSets { folder: folder.to_owned(), first, second });
     }
-    match found.as_deref().and_then(|name| PartName::parse(name, EXTENSION)) {
-        Some(part) => add_numbered(table, folder, part).map(|()| true),
-        None => Ok(false),
-    }
+    add_numbered(table, folder, shard)?;
+    Ok(true)
 }
 
 fn add_numbered(table: &mut TensorTable, folder: &Path, part: PartName<'_>) -> Result<(), CheckpointError> {

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::super::folder::{MAX_CONFIG_BYTES, read_text};
-use super::super::tensors::TensorTable;
-use super::super::{CheckpointError, GgufFile};
 use super::file_kind::shown;
+use crate::checkpoint::folder::{MAX_CONFIG_BYTES, read_text};
+use crate::checkpoint::tensors::TensorTable;
+use crate::checkpoint::{CheckpointError, GgufFile};
 use crate::config::json;
 
 const CONFIG: &str = "adapter_config.json";

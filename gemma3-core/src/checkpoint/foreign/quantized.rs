@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::super::CheckpointError;
-use super::super::tensors::TensorTable;
 use super::file_kind::shown;
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::tensors::TensorTable;
 use crate::config::json;
 
 /// Refuses a `config.json` that says that its weights are quantized. Text that isn't JSON is left to whoever

@@ -1,6 +1,6 @@
 //! Small files that a download leaves where the weights should be.
 
-use super::super::CheckpointError;
+use crate::checkpoint::CheckpointError;
 
 /// How every Git LFS pointer begins, up to the number of the specification.
 const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";

@@ -5,8 +5,9 @@ use std::path::Path;
 use super::parts::{self, Split};
 use super::reader::Reader;
 use super::{GgufError, GgufMetadata};
+use crate::checkpoint::foreign::stand_in;
 use crate::checkpoint::tensors::{FileTensor, StoredFormat, TensorTable, TensorView};
-use crate::checkpoint::{CheckpointBytes, CheckpointError, TensorFormat, foreign};
+use crate::checkpoint::{CheckpointBytes, CheckpointError, TensorFormat};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 /// What stands for the path of bytes that the application hands over.
@@ -122,7 +123,7 @@ pub(super) fn read_header(
     label: &str,
     bytes: &CheckpointBytes,
 ) -> Result<(GgufMetadata, Vec<FileTensor>), CheckpointError> {
-    foreign::reject_stand_in(label, bytes.as_slice())?;
+    stand_in::reject(label, bytes.as_slice())?;
     parse_header(bytes).map_err(|source| CheckpointError::Gguf { file: label.to_owned(), source })
 }
 

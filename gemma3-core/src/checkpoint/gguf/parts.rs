@@ -6,7 +6,7 @@ use std::path::Path;
 use super::file::{GgufFile, read_header};
 use super::{GgufError, GgufMetadata};
 use crate::checkpoint::part_name::PartName;
-use crate::checkpoint::tensors::TensorTable;
+use crate::checkpoint::tensors::{FileTensor, TensorTable};
 use crate::checkpoint::{CheckpointBytes, CheckpointError};
 
 /// From 0.
@@ -48,57 +48,51 @@ pub(super) fn open(path: &Path, split: Split) -> Result<GgufFile, CheckpointErro
         let Split { part, parts } = split;
         return Err(refused(label, GgufError::SplitName { part, parts }));
     };
-    let mut set = PartSet::default();
-    for (number, name) in (1..).zip(part.all()) {
-        let path = path.with_file_name(name);
-        if !path.exists() {
-            return Err(CheckpointError::MissingPart { path, parts: part.parts });
-        }
-        set.add(&path, Split { part: number, ..split })?;
+    let read = |number: u32| Part::read(&path.with_file_name(part.of_part(number)), number, part.parts);
+    let mut table = TensorTable::default();
+    let first = read(1)?;
+    let tensor_count = number(&first.metadata, TENSORS);
+    table.add_file(first.label, first.bytes, first.tensors)?;
+    for number in 2..=part.parts {
+        let part = read(number)?;
+        part.expect(TENSORS, tensor_count)?;
+        table.add_file(part.label, part.bytes, part.tensors)?;
     }
-    set.finish(label)
+    let found = table.entries.len() as u64;
+    match tensor_count.filter(|expected| *expected != found) {
+        Some(expected) => Err(refused(label, GgufError::SplitTensorCount { expected, found })),
+        None => Ok(GgufFile::of_parts(label, first.metadata, table)),
+    }
 }
 
-/// The parts that have been read.
-#[derive(Default)]
-struct PartSet {
-    table: TensorTable,
-    /// The metadata of the first part, and how many tensors it says that all have.
-    first: Option<(GgufMetadata, Option<u64>)>,
+/// One file of a set.
+struct Part {
+    label: String,
+    bytes: CheckpointBytes,
+    metadata: GgufMetadata,
+    tensors: Vec<FileTensor>,
 }
 
-impl PartSet {
-    /// Reads a part that should be the one of this number.
-    fn add(&mut self, path: &Path, expected: Split) -> Result<(), CheckpointError> {
+impl Part {
+    /// Reads a file that should be the part of this number, from 1.
+    fn read(path: &Path, number: u32, parts: u32) -> Result<Self, CheckpointError> {
+        if !path.exists() {
+            return Err(CheckpointError::MissingPart { path: path.to_owned(), parts });
+        }
         let label = path.display().to_string();
         let bytes = CheckpointBytes::map(path)?;
         let (metadata, tensors) = read_header(&label, &bytes)?;
-        let tensor_count = number(&metadata, TENSORS);
-        let first_count = self.first.as_ref().map_or(tensor_count, |(_, count)| *count);
-        let agree = [
-            (NUMBER, Some(expected.part.saturating_sub(1)), number(&metadata, NUMBER)),
-            (PARTS, Some(expected.parts), number(&metadata, PARTS)),
-            (TENSORS, first_count, tensor_count),
-        ];
-        for (key, expected, found) in agree {
-            if expected != found {
-                return Err(refused(label, GgufError::SplitDisagrees { key, expected, found }));
-            }
-        }
-        self.table.add_file(label, bytes, tensors)?;
-        self.first.get_or_insert((metadata, tensor_count));
-        Ok(())
+        let part = Self { label, bytes, metadata, tensors };
+        part.expect(NUMBER, number.checked_sub(1).map(u64::from))?;
+        part.expect(PARTS, Some(parts.into()))?;
+        Ok(part)
     }
 
-    fn finish(self, label: String) -> Result<GgufFile, CheckpointError> {
-        let found = self.table.entries.len() as u64;
-        match self.first {
-            Some((_, Some(expected))) if expected != found => {
-                Err(refused(label, GgufError::SplitTensorCount { expected, found }))
-            }
-            Some((metadata, _)) => Ok(GgufFile::of_parts(label, metadata, self.table)),
-            // A set has two parts or more.
-            None => Err(CheckpointError::EmptyFile { file: label }),
+    /// An error if the metadata say something else than the name and the other parts.
+    fn expect(&self, key: &'static str, expected: Option<u64>) -> Result<(), CheckpointError> {
+        match number(&self.metadata, key) {
+            found if found == expected => Ok(()),
+            found => Err(refused(self.label.clone(), GgufError::SplitDisagrees { key, expected, found })),
         }
     }
 }
