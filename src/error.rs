@@ -40,10 +40,15 @@ pub enum Error {
     #[error(transparent)]
     Chat(#[from] ChatError),
     /// The checkpoint comes without a tokenizer.
-    #[error("{} holds no tokenizer: expected `tokenizer.json` in the folder, or a vocabulary in the GGUF file; give one with `Gemma3::from_parts`", path.display())]
+    #[error(
+        "{}: no tokenizer: expected tokenizer.json in the folder, or a vocabulary in the GGUF file; {advice}",
+        path.display()
+    )]
     NoTokenizer {
         /// The checkpoint.
         path: PathBuf,
+        /// What to do.
+        advice: &'static str,
     },
     /// The tokenizer has ids that the model lacks.
     #[error(

@@ -94,7 +94,8 @@ impl Weights<'_> {
 }
 
 impl Gemma3 {
-    /// Loads a Hugging Face folder, a `.safetensors` file beside its `config.json`, or a `.gguf` file.
+    /// Loads a Hugging Face folder, a `.safetensors` file beside its `config.json`, or a `.gguf` file. Of a model
+    /// in several numbered files (`…-00001-of-00003`) any one stands for all.
     ///
     /// A folder of the 4B, 12B or 27B is loaded with its image encoder; a `.gguf` file has it in a second
     /// file ([`load_with_mmproj`](Self::load_with_mmproj)).

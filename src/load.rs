@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use gemma3_core::checkpoint::{Checkpoint, GgufMetadata};
+use gemma3_core::checkpoint::{Checkpoint, CheckpointError, GgufMetadata};
 use gemma3_core::config::{self, ModelConfig, VisionConfig};
 use gemma3_core::model::LoadProgress;
 use gemma3_tokenizer::{GgufVocabulary, ImageTokens, Tokenizer, special};
@@ -15,11 +15,30 @@ use crate::Error;
 pub(crate) fn tokenizer(path: &Path, checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
     let folder = if path.is_dir() { Some(path) } else { path.parent() };
     let file = folder.map(|folder| folder.join("tokenizer.json")).filter(|file| file.is_file());
-    let from_gguf = checkpoint.gguf().map(gguf_vocabulary).transpose()?.flatten();
-    match (from_gguf, file) {
-        (Some(vocabulary), _) => Ok(Tokenizer::from_gguf(vocabulary)?),
+    let source = checkpoint.source();
+    let from_gguf = checkpoint.gguf().map(gguf_vocabulary).transpose();
+    let from_gguf = from_gguf.map_err(|error| match error {
+        Error::Config(error) => CheckpointError::Config { file: source.to_owned(), source: error }.into(),
+        other => other,
+    })?;
+    match (from_gguf.flatten(), file) {
+        (Some(vocabulary), _) => Ok(Tokenizer::from_gguf(vocabulary).map_err(|error| error.in_file(source))?),
         (None, Some(file)) => Ok(Tokenizer::from_file(file)?),
-        (None, None) => Err(Error::NoTokenizer { path: path.to_owned() }),
+        (None, None) => {
+            Err(Error::NoTokenizer { path: path.to_owned(), advice: advice_without_tokenizer(folder) })
+        }
+    }
+}
+
+/// What to do about a missing tokenizer.json: `tokenizer.model` holds the same vocabulary in a form that isn't read.
+fn advice_without_tokenizer(folder: Option<&Path>) -> &'static str {
+    match folder.is_some_and(|folder| folder.join("tokenizer.model").is_file()) {
+        true => {
+            "`tokenizer.model` is the SentencePiece form of it, which isn't read: take tokenizer.json from the \
+             model's page, or write it with transformers (`AutoTokenizer.from_pretrained(folder)`, then \
+             `save_pretrained(folder)`)"
+        }
+        false => "take it from the model's page, or give a tokenizer with `Gemma3::from_parts`",
     }
 }
 

@@ -241,11 +241,13 @@ fn a_key_that_occurs_twice_is_an_error() {
 }
 
 #[test]
-fn a_part_of_a_split_file_is_an_error() {
+fn a_part_of_a_split_file_in_memory_is_an_error() {
     let file = tiny()
         .set("split.count", value(2, &3_u16.to_le_bytes()))
         .set("split.no", value(2, &1_u16.to_le_bytes()));
     assert_eq!(gguf_error(&file), GgufError::Split { part: 2, parts: 3 });
+    let absurd = tiny().set("split.count", u64_value(u64::MAX)).set("split.no", u64_value(u64::MAX));
+    assert_eq!(gguf_error(&absurd), GgufError::Split { part: u64::MAX, parts: u64::MAX });
 }
 
 // ---- GGUF: tensors ----
@@ -948,12 +950,18 @@ fn paths_that_hold_no_checkpoint_are_errors() {
     let missing = Checkpoint::open(folder.path().join("nothing")).unwrap_err();
     assert!(matches!(missing, CheckpointError::NotFound { .. }), "{missing:?}");
     for (name, contents) in
-        [("model.bin", "PK\u{3}\u{4}"), ("model.gguf", "<html>"), ("notes", "hello"), ("config.json", "{}")]
+        [("model.bin", "PK\u{3}\u{4}"), ("model.gguf", "hello"), ("notes", "hello"), ("config.json", "{}")]
     {
         let path = folder.path().join(name);
         std::fs::write(&path, contents).unwrap();
         let error = Checkpoint::open(&path).unwrap_err();
         assert!(matches!(error, CheckpointError::UnknownFileType { .. }), "{error:?}");
+    }
+    for name in ["model.gguf", "model.safetensors", "notes"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, "<html>").unwrap();
+        let page = Checkpoint::open(&path).unwrap_err();
+        assert!(matches!(page, CheckpointError::NotDownloaded { .. }), "{page:?}");
     }
     #[cfg(unix)]
     {

@@ -33,7 +33,8 @@ fn a_weight_that_is_not_finite_is_an_error_that_names_its_layer() {
         let checkpoint = with_value(&folder, bits.to_le_bytes(), 17);
         let options = LoadOptions { check_finite: Some(true), ..LoadOptions::default() };
         match Model::load(&checkpoint, &device, options) {
-            Err(LoadError::NotFinite { tensor, value, index }) => {
+            Err(LoadError::NotFinite { file, tensor, value, index }) => {
+                assert_eq!(file, "shard 0 in memory");
                 assert_eq!((tensor.as_str(), index, value.is_nan()), (NAMED, 17, is_nan));
             }
             other => panic!("{:?}", other.map(|_| "a model")),

@@ -17,6 +17,26 @@ pub enum TokenizerError {
         source: std::io::Error,
     },
 
+    /// A file was read and refused.
+    #[error("{file}: {source}")]
+    InFile {
+        /// The file.
+        file: String,
+        /// Why; any of the other variants.
+        source: Box<TokenizerError>,
+    },
+
+    /// Git left a pointer in place of the tokenizer.json.
+    #[error(
+        "this is a Git LFS pointer{}, not the file itself; run `git lfs pull` in its folder, or download the file \
+         from the model's page",
+        bytes.map_or(String::new(), |bytes| format!(" to a file of {bytes} bytes"))
+    )]
+    GitLfsPointer {
+        /// Bytes of the real file, if the pointer says.
+        bytes: Option<u64>,
+    },
+
     /// The bytes are not a tokenizer.json: not JSON, truncated, or fields of another shape.
     #[error(
         "not a tokenizer.json: {source}; fetch the file again, or convert it with Hugging Face's tokenizers"
@@ -27,7 +47,7 @@ pub enum TokenizerError {
     },
 
     /// The vocabulary is of a kind that Gemma does not use.
-    #[error("unsupported {part} {found:?}: expected {expected}")]
+    #[error("unsupported {part} {found:?}: expected {expected}; take the tokenizer of a Gemma 3")]
     Unsupported {
         /// Which part of the file, such as "model type".
         part: &'static str,
@@ -39,7 +59,7 @@ pub enum TokenizerError {
 
     /// A GGUF vocabulary whose arrays do not belong together.
     #[error(
-        "the vocabulary has {tokens} tokens, {scores} scores and {token_types} token types: expected one of each per token"
+        "the vocabulary has {tokens} tokens, {scores} scores and {token_types} token types: expected one of each per token; convert the model anew"
     )]
     LengthMismatch {
         /// Length of `tokenizer.ggml.tokens`.
@@ -51,11 +71,14 @@ pub enum TokenizerError {
     },
 
     /// There is no token at all.
-    #[error("the vocabulary is empty: expected at least one token")]
+    #[error("the vocabulary is empty: expected at least one token; take the tokenizer of a Gemma 3")]
     EmptyVocabulary,
 
     /// Two ids have the same text, so encoding would be ambiguous.
-    #[error("token {token:?} is listed twice, as ids {first} and {second}: expected distinct tokens")]
+    #[error(
+        "token {token:?} is listed twice, as ids {first} and {second}: expected distinct tokens; take the file from \
+         the model's page again"
+    )]
     DuplicateToken {
         /// The shortened text.
         token: String,
@@ -66,7 +89,10 @@ pub enum TokenizerError {
     },
 
     /// Two texts have the same id, so decoding would be ambiguous.
-    #[error("id {id} is given to both {first:?} and {second:?}: expected one token per id")]
+    #[error(
+        "id {id} is given to both {first:?} and {second:?}: expected one token per id; take the file from the \
+         model's page again"
+    )]
     DuplicateId {
         /// The id in question.
         id: u32,
@@ -77,7 +103,7 @@ pub enum TokenizerError {
     },
 
     /// A score that cannot be ranked.
-    #[error("token {id} has the score {score}: expected a finite number")]
+    #[error("token {id} has the score {score}: expected a finite number; convert the model anew")]
     InvalidScore {
         /// The token's id.
         id: u32,
@@ -86,7 +112,7 @@ pub enum TokenizerError {
     },
 
     /// A token type that GGUF does not define.
-    #[error("token {id} has the type {found}: expected 1 (normal) to 6 (byte)")]
+    #[error("token {id} has the type {found}: expected 1 (normal) to 6 (byte); convert the model anew")]
     InvalidTokenType {
         /// The token's id.
         id: u32,
@@ -95,7 +121,9 @@ pub enum TokenizerError {
     },
 
     /// A metadata key names a token that does not exist.
-    #[error("{key} is {id}, but the vocabulary has {vocab_size} tokens: expected an id below that")]
+    #[error(
+        "{key} is {id}, but the vocabulary has {vocab_size} tokens: expected an id below that; convert the model anew"
+    )]
     IdOutOfRange {
         /// The metadata key, such as `tokenizer.ggml.bos_token_id`.
         key: &'static str,
@@ -108,13 +136,13 @@ pub enum TokenizerError {
     /// Characters outside the vocabulary would vanish without a trace.
     #[error(
         "the vocabulary has neither all 256 byte tokens (<0x00> to <0xFF>) nor an unknown token: \
-         expected one of them, or some characters cannot be encoded"
+         expected one of them, or some characters cannot be encoded; convert the model anew"
     )]
     NoFallback,
 
     /// A merge rule that does not fit the vocabulary.
     #[error(
-        "merge {rank} of {left:?} and {right:?} is not possible: expected both and their concatenation in the vocabulary"
+        "merge {rank} of {left:?} and {right:?} is not possible: expected both and their concatenation in the vocabulary; take the file from the model's page again"
     )]
     InvalidMerge {
         /// The position in the list of merges.
@@ -126,7 +154,7 @@ pub enum TokenizerError {
     },
 
     /// The `tokenizers` crate refused a part of the file.
-    #[error("the tokenizer cannot be built: {message}")]
+    #[error("the tokenizer cannot be built: {message}; take the tokenizer of a Gemma 3")]
     Build {
         /// Its message.
         message: String,
@@ -185,6 +213,11 @@ pub enum TokenizerError {
 }
 
 impl TokenizerError {
+    /// This error with the file that it is about.
+    pub fn in_file(self, file: impl Into<String>) -> Self {
+        Self::InFile { file: file.into(), source: Box::new(self) }
+    }
+
     pub(crate) fn build(error: tokenizers::Error) -> Self {
         Self::Build { message: error.to_string() }
     }

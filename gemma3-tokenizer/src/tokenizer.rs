@@ -97,12 +97,12 @@ impl Tokenizer {
     /// Loads a tokenizer.json.
     ///
     /// # Errors
-    /// As [`Tokenizer::from_bytes`], and if the file cannot be read.
+    /// [`TokenizerError::InFile`] with what [`Tokenizer::from_bytes`] says, and if the file cannot be read.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let path = path.as_ref();
         let bytes =
             std::fs::read(path).map_err(|source| TokenizerError::Read { path: path.into(), source })?;
-        Self::from_bytes(&bytes)
+        Self::from_bytes(&bytes).map_err(|error| error.in_file(path.display().to_string()))
     }
 
     /// Loads the content of a tokenizer.json. Its model must be a BPE; normalizer, pre-tokenizer

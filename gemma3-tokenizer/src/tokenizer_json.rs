@@ -19,6 +19,7 @@ use crate::template::EncodeTemplate;
 
 /// Reads the bytes of a tokenizer.json.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Parts, TokenizerError> {
+    reject_git_lfs_pointer(bytes)?;
     let file: File = serde_json::from_slice(bytes).map_err(|source| TokenizerError::Parse { source })?;
     if let Some(version) = file.version.filter(|version| version != "1.0") {
         return Err(TokenizerError::Unsupported {
@@ -68,6 +69,16 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Parts, TokenizerError> {
         names,
         chat_template: None,
     })
+}
+
+/// What lies there after a `git clone` without Git LFS. (The file is too large for Git alone.)
+fn reject_git_lfs_pointer(bytes: &[u8]) -> Result<(), TokenizerError> {
+    if !bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
+        return Ok(());
+    }
+    let size = bytes.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"size "));
+    let size = size.and_then(|digits| std::str::from_utf8(digits).ok());
+    Err(TokenizerError::GitLfsPointer { bytes: size.and_then(|digits| digits.trim_end().parse().ok()) })
 }
 
 #[derive(Deserialize)]

@@ -19,16 +19,22 @@ pub enum VisionError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The encoder takes other channels than red, green and blue.
-    #[error("the image encoder takes {found} channels; images have 3 (red, green, blue)")]
+    #[error(
+        "{file}: the image encoder takes {found} channels, expected 3 (red, green, blue); take the files of a Gemma 3"
+    )]
     WrongChannels {
+        /// The model's file or folder.
+        file: String,
         /// Channels that the configuration says.
         found: usize,
     },
     /// Preprocessing and encoder disagree about the size of an image.
     #[error(
-        "the preprocessor makes images of {preprocessed} pixels a side, the encoder takes {expected}; preprocessor_config.json and config.json belong to different models"
+        "{file}: the preprocessor makes images of {preprocessed} pixels a side, the encoder takes {expected}; preprocessor_config.json and config.json belong to different models"
     )]
     WrongImageSize {
+        /// The file or folder of the encoder.
+        file: String,
         /// Pixels a side that the encoder takes.
         expected: usize,
         /// Pixels a side that the preprocessor makes.

@@ -121,9 +121,9 @@ impl Loader<'_, '_> {
             if self.check_finite {
                 expand_checked(&view, true)?;
             }
-            let tensor = view.file_name.to_owned();
+            let (file, tensor) = (view.source.to_owned(), view.file_name.to_owned());
             let matrix = gpu.matrix(view, self.device);
-            return matrix.map_err(|error| LoadError::Matrix { tensor, problem: error.to_string() });
+            return matrix.map_err(|error| LoadError::Matrix { file, tensor, problem: error.to_string() });
         }
         load_matrix(view, self.device, self.precision, Quantization::None, self.check_finite)
     }

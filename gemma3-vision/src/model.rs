@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
 use gemma3_core::Threads;
+use gemma3_core::checkpoint::CheckpointError;
 use gemma3_core::config::VisionConfig;
 use gemma3_core::generate::CancelHandle;
-use gemma3_core::model::LoadProgress;
+use gemma3_core::model::{LoadError, LoadProgress};
 use gemma3_core::ops::Precision;
 
 use crate::error::VisionError;
@@ -71,13 +72,16 @@ impl VisionModel {
         options: VisionLoadOptions<'_>,
     ) -> Result<Self, VisionError> {
         let config = weights.config().clone();
-        config.validate()?;
+        let file = || weights.source().to_owned();
+        config
+            .validate()
+            .map_err(|source| LoadError::from(CheckpointError::Config { file: file(), source }))?;
         if config.num_channels != 3 {
-            return Err(VisionError::WrongChannels { found: config.num_channels });
+            return Err(VisionError::WrongChannels { file: file(), found: config.num_channels });
         }
         if preprocessor.image_size != config.image_size {
             let (expected, preprocessed) = (config.image_size, preprocessor.image_size);
-            return Err(VisionError::WrongImageSize { expected, preprocessed });
+            return Err(VisionError::WrongImageSize { file: file(), expected, preprocessed });
         }
         let loaded = threads.run(|| crate::load::load(weights, device, options))?;
         let Loaded { tower, projector, .. } = loaded;

@@ -211,7 +211,7 @@ fn a_missing_or_misshapen_tensor_is_named() {
     }
     let weights = VisionWeights::in_checkpoint(&tiny.checkpoint).expect("an encoder");
     let error = load_error(&weights, PreprocessorConfig::gemma3());
-    assert!(matches!(error, VisionError::WrongImageSize { expected: 56, preprocessed: 896 }), "{error}");
+    assert!(matches!(error, VisionError::WrongImageSize { expected: 56, preprocessed: 896, .. }), "{error}");
 }
 
 #[test]

@@ -27,7 +27,9 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The path is a device, a pipe or a folder where a file was expected.
-    #[error("{path}: expected a regular file; name the file that holds the weights")]
+    #[error(
+        "{path}: expected a regular file, found a folder, a device or a pipe; put the model's file there"
+    )]
     NotARegularFile {
         /// The path.
         path: PathBuf,
@@ -51,13 +53,63 @@ pub enum CheckpointError {
     /// The file is neither safetensors nor GGUF.
     #[error(
         "{path}: expected a Hugging Face folder, a .safetensors file or a .gguf file, found \
-         {found}; name one of those"
+         {found}; {advice}"
     )]
     UnknownFileType {
         /// The path.
         path: PathBuf,
         /// What it seems to be.
         found: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// Git left a pointer where the file should be.
+    #[error(
+        "{file}: this is a Git LFS pointer{}, not the file itself; run `git lfs pull` in its folder, or download the \
+         file from the model's page",
+        to_bytes(bytes)
+    )]
+    GitLfsPointer {
+        /// The file.
+        file: String,
+        /// Bytes of the real file, if the pointer says.
+        bytes: Option<u64>,
+    },
+    /// A download left something else where the file should be.
+    #[error(
+        "{file}: expected a model's file, found {found}; accept the license on the model's page, log in, and \
+         download it again"
+    )]
+    NotDownloaded {
+        /// The file.
+        file: String,
+        /// What it is.
+        found: &'static str,
+    },
+    /// What was trained on top of a model, without the model.
+    #[error("{file}: this is {adapter}{}, not a whole model; {advice}", of_base(base_model))]
+    Adapter {
+        /// The file.
+        file: String,
+        /// Its kind, with the article.
+        adapter: String,
+        /// The model that it names as its base.
+        base_model: Option<String>,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// Safetensors whose weights a tool has quantized in a way that isn't read.
+    #[error(
+        "{file}: {sign}: the weights are quantized by {method}, which isn't read; take the model's unquantized \
+         safetensors (`LoadOptions::quantization` makes them small), or a GGUF file of it"
+    )]
+    Quantized {
+        /// The file.
+        file: String,
+        /// The tool or the method.
+        method: String,
+        /// The field or the tensor that says so.
+        sign: String,
     },
     /// A folder lacks a file that a checkpoint needs.
     #[error("{folder}: {missing} is missing; {advice}")]
@@ -68,6 +120,30 @@ pub enum CheckpointError {
         missing: &'static str,
         /// What to do.
         advice: String,
+    },
+    /// One of the numbered files of a model is absent.
+    #[error(
+        "{path}: this file is missing, one of {parts} that hold the model together; put it beside the others, or \
+         download the model again"
+    )]
+    MissingPart {
+        /// Where it should be.
+        path: PathBuf,
+        /// How many files there are.
+        parts: u32,
+    },
+    /// A folder holds the numbered files of more than one model.
+    #[error(
+        "{folder}: `{first}` and `{second}` belong to different sets of shards; keep one set in the folder, or name a \
+         file of the one that is meant"
+    )]
+    SeveralSets {
+        /// The folder.
+        folder: PathBuf,
+        /// A file of one set.
+        first: String,
+        /// A file of another set.
+        second: String,
     },
     /// `config.json`, `generation_config.json` or the metadata of a GGUF doesn't describe a model
     /// that this crate runs.
@@ -103,7 +179,9 @@ pub enum CheckpointError {
         source: GgufError,
     },
     /// Two files of one checkpoint hold a tensor of the same name.
-    #[error("tensor `{tensor}` is in both {first} and {second}; pass each shard once")]
+    #[error(
+        "tensor `{tensor}` is in both {first} and {second}; give each file of the model once, and none of another"
+    )]
     TensorInTwoFiles {
         /// The tensor.
         tensor: String,
@@ -208,6 +286,14 @@ impl CheckpointError {
     pub(super) fn config(file: &str, source: ConfigError) -> Self {
         Self::Config { file: file.to_owned(), source }
     }
+}
+
+fn to_bytes(bytes: &Option<u64>) -> String {
+    bytes.map_or(String::new(), |bytes| format!(" to a file of {bytes} bytes"))
+}
+
+fn of_base(base_model: &Option<String>) -> String {
+    base_model.as_ref().map_or(String::new(), |name| format!(" of `{name}`"))
 }
 
 fn of_shape(expected: &Option<Vec<usize>>) -> String {

@@ -1,24 +1,24 @@
 //! A Hugging Face model on disk: which files it consists of.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
-use std::path::{Component, Path};
+use std::path::Path;
 
-use serde_json::Value;
-
-use super::tensors::{FileTensor, TensorTable};
+use super::foreign::{FileKind, adapter, quantized, shown, stand_in};
+use super::shards::{self, Index};
+use super::tensors::TensorTable;
 use super::{CheckpointBytes, CheckpointError, safetensors};
-use crate::config::{ConfigError, GenerationConfig, ModelConfig, json};
+use crate::config::{ConfigError, GenerationConfig, ModelConfig};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// What shards are called before their numbers.
+const SHARD_PREFIX: &str = "model";
 
 /// Far above every real file of the kind; what is larger isn't read.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
-const MAX_INDEX_BYTES: u64 = 64 << 20;
+pub(super) const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// The contents of a Hugging Face folder as far as they concern the model.
 pub(super) struct Folder {
@@ -28,34 +28,33 @@ pub(super) struct Folder {
 }
 
 /// Opens `config.json`, `generation_config.json` if there is one, and the weights: like
-/// transformers, `model.safetensors` where it exists, else the shards of the index.
+/// transformers, `model.safetensors` where it exists, else the shards of the index; without an index the
+/// numbered shards.
 pub(super) fn open_folder(folder: &Path) -> Result<Folder, CheckpointError> {
     let (config, generation_config) = read_configs(folder)?;
     let mut table = TensorTable::default();
     let single = folder.join(SINGLE_FILE);
     let index = folder.join(INDEX);
     if single.exists() {
-        add_safetensors(&mut table, &single)?;
+        shards::add_file(&mut table, &single)?;
     } else if index.exists() {
-        add_shards(&mut table, folder, &index)?;
-    } else {
-        return Err(CheckpointError::IncompleteFolder {
-            folder: folder.to_owned(),
-            missing: SINGLE_FILE,
-            advice: advice_without(folder, &[".safetensors", ".gguf", ".bin"]),
-        });
+        Index::read(&index)?.add_to(&mut table, folder)?;
+    } else if !shards::add_only_set(&mut table, folder, SHARD_PREFIX)? {
+        return Err(incomplete(folder, SINGLE_FILE, &[".safetensors", ".gguf"]));
     }
+    reject_foreign_tensors(&folder.display().to_string(), &table)?;
     Ok(Folder { config, generation_config, table })
 }
 
-/// Opens one mapped `.safetensors` with the configurations beside it.
-pub(super) fn open_single_file(path: &Path, bytes: CheckpointBytes) -> Result<Folder, CheckpointError> {
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let (config, generation_config) = read_configs(folder)?;
+/// Opens a `.safetensors` file, with those that it makes one model with, and the configurations beside it.
+pub(super) fn open_single_file(path: &Path) -> Result<Folder, CheckpointError> {
+    if let Some(error) = adapter::in_file(path) {
+        return Err(error);
+    }
     let mut table = TensorTable::default();
-    let label = path.display().to_string();
-    let tensors = safetensors::parse(&label, bytes.as_slice())?;
-    table.add_file(label, bytes, tensors)?;
+    shards::add_with_its_set(&mut table, path)?;
+    reject_foreign_tensors(&path.display().to_string(), &table)?;
+    let (config, generation_config) = read_configs(path.parent().unwrap_or(Path::new("")))?;
     Ok(Folder { config, generation_config, table })
 }
 
@@ -65,8 +64,7 @@ pub(super) fn from_memory(
     generation_config_json: Option<&str>,
     shards: impl Iterator<Item = CheckpointBytes>,
 ) -> Result<Folder, CheckpointError> {
-    let config =
-        ModelConfig::from_json(config_json).map_err(|error| CheckpointError::config(CONFIG, error))?;
+    let config = model_config(CONFIG, config_json)?;
     let generation_config = match generation_config_json {
         Some(text) => GenerationConfig::from_json(text)
             .map_err(|error| CheckpointError::config(GENERATION_CONFIG, error))?,
@@ -78,36 +76,16 @@ pub(super) fn from_memory(
         let tensors = safetensors::parse(&label, bytes.as_slice())?;
         table.add_file(label, bytes, tensors)?;
     }
+    reject_foreign_tensors("safetensors in memory", &table)?;
     Ok(Folder { config, generation_config, table })
-}
-
-/// What a file that isn't a checkpoint seems to be.
-pub(super) fn describe(path: &Path, bytes: &[u8]) -> String {
-    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
-    match (extension.as_deref(), bytes) {
-        (Some("gguf"), _) => {
-            let magic = bytes.get(..4).unwrap_or(bytes);
-            format!("a .gguf file that begins with {magic:?} instead of \"GGUF\"")
-        }
-        (Some("bin" | "pt" | "pth"), _) => "a PyTorch file (convert it to safetensors)".to_owned(),
-        (Some("json"), _) => "a JSON file (name its folder)".to_owned(),
-        (_, [b'P', b'K', ..]) => "a zip archive (unpack it)".to_owned(),
-        (Some(other), _) => format!("a .{other} file"),
-        (None, _) => "a file without extension".to_owned(),
-    }
 }
 
 fn read_configs(folder: &Path) -> Result<(ModelConfig, GenerationConfig), CheckpointError> {
     let path = folder.join(CONFIG);
     if !path.exists() {
-        return Err(CheckpointError::IncompleteFolder {
-            folder: folder.to_owned(),
-            missing: CONFIG,
-            advice: advice_without(folder, &[".gguf"]),
-        });
+        return Err(incomplete(folder, CONFIG, &[".gguf"]));
     }
-    let config = ModelConfig::from_json(&read_text(&path, MAX_CONFIG_BYTES)?)
-        .map_err(|error| CheckpointError::config(&path.display().to_string(), error))?;
+    let config = model_config(&path.display().to_string(), &read_text(&path, MAX_CONFIG_BYTES)?)?;
     let path = folder.join(GENERATION_CONFIG);
     let generation_config = if path.exists() {
         GenerationConfig::from_json(&read_text(&path, MAX_CONFIG_BYTES)?)
@@ -118,110 +96,86 @@ fn read_configs(folder: &Path) -> Result<(ModelConfig, GenerationConfig), Checkp
     Ok((config, generation_config))
 }
 
-/// Names a file that the user may have meant.
-fn advice_without(folder: &Path, extensions: &[&str]) -> String {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| extensions.iter().any(|extension| name.ends_with(extension)))
-        .collect();
-    names.sort();
-    match names.first() {
-        Some(name) if name.ends_with(".bin") => {
-            format!("`{name}` is a PyTorch file: convert the model to safetensors")
-        }
-        Some(name) => format!("to open `{name}`, name the file itself"),
-        None => "download the whole model folder".to_owned(),
+fn model_config(file: &str, text: &str) -> Result<ModelConfig, CheckpointError> {
+    quantized::reject_config(file, text)?;
+    ModelConfig::from_json(text).map_err(|error| CheckpointError::config(file, error))
+}
+
+fn reject_foreign_tensors(source: &str, table: &TensorTable) -> Result<(), CheckpointError> {
+    adapter::reject_tensors(source, table)?;
+    quantized::reject_tensors(table)
+}
+
+/// The error for a folder that lacks a file: what it holds in its place, or which of its files the user may have
+/// meant, by their endings.
+fn incomplete(folder: &Path, missing: &'static str, endings: &[&str]) -> CheckpointError {
+    adapter::in_folder(folder).unwrap_or_else(|| CheckpointError::IncompleteFolder {
+        folder: folder.to_owned(),
+        missing,
+        advice: advice_without(folder, missing, endings),
+    })
+}
+
+fn advice_without(folder: &Path, missing: &str, endings: &[&str]) -> String {
+    let path = folder.join(missing);
+    if path.is_symlink() {
+        return "it is a link to a file that is gone: download it again".to_owned();
+    }
+    let names = file_names(folder);
+    let has_ending = |name: &String| endings.iter().any(|ending| name.ends_with(ending));
+    let is_meant = |name: &&String| has_ending(name) && folder.join(name).is_file();
+    // An image encoder is no model by itself.
+    let of_language = names.iter().filter(is_meant).find(|name| !name.contains("mmproj"));
+    if let Some(name) = of_language.or_else(|| names.iter().find(is_meant)) {
+        return format!("to open `{}`, name the file itself", shown(name));
+    }
+    let foreign = |name: &String| FileKind::by_name(Path::new(name)).filter(FileKind::holds_weights);
+    if let Some((name, kind)) = names.iter().find_map(|name| Some((name, foreign(name)?))) {
+        return format!("`{}` is {}: {}", shown(name), kind.found, kind.advice);
+    }
+    if let Some(inner) = model_below(folder, &names) {
+        return format!("to open the model in `{}`, name that folder", shown(&inner));
+    }
+    match names.is_empty() {
+        true => "the folder is empty: download the whole model folder".to_owned(),
+        false if missing == CONFIG => "download the whole model folder".to_owned(),
+        false => "download it, or the model's shards with their index".to_owned(),
     }
 }
 
-fn read_text(path: &Path, limit: u64) -> Result<String, CheckpointError> {
+/// A model one folder further down, or where Hugging Face's cache has it.
+fn model_below(folder: &Path, names: &[String]) -> Option<String> {
+    const SNAPSHOTS: &str = "snapshots";
+    let snapshots = file_names(&folder.join(SNAPSHOTS)).into_iter().map(|name| format!("{SNAPSHOTS}/{name}"));
+    let mut candidates = names.iter().cloned().chain(snapshots);
+    candidates.find(|name| folder.join(name).join(CONFIG).is_file())
+}
+
+/// The names of what lies in a folder, sorted; those that aren't Unicode are left out, and a folder that can't be
+/// read has none.
+pub(super) fn file_names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// Reads a text file of at most `limit` bytes.
+pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, CheckpointError> {
     let metadata = std::fs::metadata(path).map_err(|error| CheckpointError::io(path, error))?;
     if !metadata.is_file() {
         return Err(CheckpointError::NotARegularFile { path: path.to_owned() });
     }
+    let label = path.display().to_string();
     if metadata.len() > limit {
-        return Err(CheckpointError::FileTooLarge {
-            file: path.display().to_string(),
-            limit,
-            found: metadata.len(),
-        });
+        return Err(CheckpointError::FileTooLarge { file: label, limit, found: metadata.len() });
     }
     let file = File::open(path).map_err(|error| CheckpointError::io(path, error))?;
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes).map_err(|error| CheckpointError::io(path, error))?;
+    stand_in::reject(&label, &bytes)?;
     String::from_utf8(bytes).map_err(|error| {
         let problem = format!("{error}");
-        CheckpointError::config(&path.display().to_string(), ConfigError::Json { problem })
+        CheckpointError::config(&label, ConfigError::Json { problem })
     })
-}
-
-fn add_safetensors(table: &mut TensorTable, path: &Path) -> Result<(), CheckpointError> {
-    let bytes = CheckpointBytes::map(path)?;
-    let label = path.display().to_string();
-    let tensors = safetensors::parse(&label, bytes.as_slice())?;
-    table.add_file(label, bytes, tensors)
-}
-
-/// Opens the shards that the index names, and takes from each the tensors that the index says.
-fn add_shards(table: &mut TensorTable, folder: &Path, index: &Path) -> Result<(), CheckpointError> {
-    let label = index.display().to_string();
-    let refused = |problem: String| CheckpointError::Index { file: label.clone(), problem };
-    let text = read_text(index, MAX_INDEX_BYTES)?;
-    let shards = shards_of_index(&text).map_err(refused)?;
-    for (shard, names) in shards {
-        let path = folder.join(&shard);
-        if !path.exists() {
-            return Err(refused(format!("its shard `{shard}` is missing")));
-        }
-        let bytes = CheckpointBytes::map(&path)?;
-        let shard_label = path.display().to_string();
-        let tensors: Vec<FileTensor> = safetensors::parse(&shard_label, bytes.as_slice())?
-            .into_iter()
-            .filter(|tensor| names.contains(&tensor.name))
-            .collect();
-        if tensors.len() < names.len() {
-            let found: BTreeSet<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
-            let missing = names.iter().find(|name| !found.contains(name.as_str()));
-            return Err(refused(format!(
-                "it places tensor `{}` in `{shard}`, which doesn't have it",
-                missing.map_or("", String::as_str)
-            )));
-        }
-        table.add_file(shard_label, bytes, tensors)?;
-    }
-    Ok(())
-}
-
-/// The index as shard -> names of its tensors.
-fn shards_of_index(text: &str) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
-    let value = json::parse(text).map_err(|error| error.to_string())?;
-    let Some(Value::Object(weight_map)) = value.get("weight_map") else {
-        return Err("field `weight_map` is missing or isn't an object".to_owned());
-    };
-    let mut shards = BTreeMap::<String, BTreeSet<String>>::new();
-    for (tensor, shard) in weight_map {
-        let Some(shard) = shard.as_str() else {
-            return Err(format!("the shard of tensor `{tensor}` isn't a string"));
-        };
-        if !is_plain_file_name(shard) {
-            return Err(format!(
-                "shard name `{}` must be a plain file name in the same folder",
-                shard.escape_debug()
-            ));
-        }
-        let names = shards.entry(shard.to_owned()).or_default();
-        names.insert(tensor.clone());
-    }
-    Ok(shards)
-}
-
-/// A name that can't leave its folder, on any system: no separators, parents, drives or streams.
-/// (A link of that name may still point elsewhere, as the Hugging Face cache's do: who made the
-/// folder made the link.)
-fn is_plain_file_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let single = matches!(components.next(), Some(Component::Normal(_)));
-    let no_more = components.next().is_none();
-    single && no_more && !name.contains(['/', '\\', ':', '\0'])
 }

@@ -14,11 +14,14 @@
 
 mod error;
 mod folder;
+mod foreign;
 mod format;
 mod gguf;
 mod names;
+mod part_name;
 mod random;
 mod safetensors;
+mod shards;
 mod storage;
 mod tensors;
 mod warning;
@@ -39,6 +42,7 @@ pub use storage::CheckpointBytes;
 pub use tensors::TensorView;
 pub use warning::{Warning, WarningKind};
 
+use foreign::{FileKind, adapter, stand_in};
 use names::{HUGGINGFACE_HEADS, HUGGINGFACE_PREFIXES};
 use tensors::{StoredFormat, TensorTable};
 
@@ -85,8 +89,10 @@ impl Names {
 
 impl Checkpoint {
     /// Opens what lies at `path`: a Hugging Face folder (`config.json` with `model.safetensors` or
-    /// `model.safetensors.index.json` and its shards), a `.safetensors` file with its `config.json`
-    /// beside it, or a `.gguf` file. Files are recognized by their contents, not their names.
+    /// `model.safetensors.index.json` and its shards, or shards numbered `model-00001-of-00003.safetensors`
+    /// without one), a `.safetensors` file with its `config.json` beside it, or a `.gguf` file. Files are
+    /// recognized by their contents, not their names. Any file of a numbered set, of either kind, stands for
+    /// the set.
     ///
     /// # Errors
     /// [`CheckpointError`]: nothing there, damaged, incomplete, not a Gemma 3 model, or a tensor
@@ -100,16 +106,15 @@ impl Checkpoint {
         }
         let bytes = CheckpointBytes::map(path)?;
         if gguf::has_magic(bytes.as_slice()) {
-            return Self::from_gguf(path.display().to_string(), bytes);
+            return Self::from_gguf(GgufFile::open(path)?);
         }
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) {
-            let folder = folder::open_single_file(path, bytes)?;
+            let folder = folder::open_single_file(path)?;
             return Self::from_huggingface(path.display().to_string(), folder);
         }
-        Err(CheckpointError::UnknownFileType {
-            path: path.to_owned(),
-            found: folder::describe(path, bytes.as_slice()),
-        })
+        stand_in::reject(&path.display().to_string(), bytes.as_slice())?;
+        let FileKind { found, advice } = FileKind::of(path, bytes.as_slice());
+        Err(CheckpointError::UnknownFileType { path: path.to_owned(), found, advice })
     }
 
     /// Opens a GGUF file that is already in memory.
@@ -117,7 +122,7 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError`], as for [`Checkpoint::open`].
     pub fn from_gguf_bytes(bytes: impl Into<CheckpointBytes>) -> Result<Self, CheckpointError> {
-        Self::from_gguf("GGUF in memory".to_owned(), bytes.into())
+        Self::from_gguf(GgufFile::from_bytes(bytes)?)
     }
 
     /// Opens safetensors files that are already in memory, with the text of their `config.json` and
@@ -296,8 +301,9 @@ impl Checkpoint {
         self.inner.config.text.tie_word_embeddings
     }
 
-    fn from_gguf(source: String, bytes: CheckpointBytes) -> Result<Self, CheckpointError> {
-        let file = GgufFile::parse(source.clone(), bytes)?;
+    fn from_gguf(file: GgufFile) -> Result<Self, CheckpointError> {
+        let source = file.label().to_owned();
+        adapter::reject_gguf(&file, &source)?;
         let config = gguf::model_config(&file).map_err(|error| CheckpointError::config(&source, error))?;
         let (table, metadata) = file.into_parts();
         let format_name = gguf::format_name(&metadata, &table);

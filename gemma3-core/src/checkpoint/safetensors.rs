@@ -11,6 +11,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::Value;
 
+use super::foreign::stand_in;
 use super::tensors::{FileTensor, StoredFormat};
 use super::{CheckpointError, TensorFormat};
 use crate::config::json;
@@ -26,6 +27,7 @@ pub(super) fn parse(label: &str, bytes: &[u8]) -> Result<Vec<FileTensor>, Checkp
     if bytes.is_empty() {
         return Err(CheckpointError::EmptyFile { file: label.to_owned() });
     }
+    stand_in::reject(label, bytes)?;
     check_header(bytes).map_err(&refused)?;
     let (header_len, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|error| refused(error.to_string()))?;
@@ -67,7 +69,7 @@ fn check_header(bytes: &[u8]) -> Result<(), String> {
         let end = tensor.get("data_offsets").and_then(|offsets| offsets.get(1)).and_then(Value::as_u64);
         if end.is_none_or(|end| end > data.len() as u64) {
             return Err(format!(
-                "tensor `{name}` should end within the {} bytes of data, its offsets are {}",
+                "tensor `{name}` should end within the {} bytes of data, it ends at {}",
                 data.len(),
                 json::brief(tensor.get("data_offsets").and_then(|o| o.get(1)).unwrap_or(tensor)),
             ));

@@ -70,8 +70,10 @@ pub enum LoadError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A tensor's bytes are not what its format asks for.
-    #[error("tensor `{tensor}`: {source}")]
+    #[error("{file}: tensor `{tensor}`: {source}; the file is damaged, download it again")]
     Blocks {
+        /// The file, or what stands for it.
+        file: String,
         /// Name in the file.
         tensor: String,
         /// What is wrong with the bytes.
@@ -79,9 +81,11 @@ pub enum LoadError {
     },
     /// A weight is NaN or infinite.
     #[error(
-        "tensor `{tensor}` has the value {value} at index {index}: the file is damaged, or was converted with an overflow"
+        "{file}: tensor `{tensor}`: expected finite weights, found {value} at index {index}; the file is damaged or was converted with an overflow, take another one"
     )]
     NotFinite {
+        /// The file, or what stands for it.
+        file: String,
         /// Name in the file.
         tensor: String,
         /// The value.
@@ -90,8 +94,10 @@ pub enum LoadError {
         index: usize,
     },
     /// A matrix cannot be kept in its format.
-    #[error("tensor `{tensor}`: {problem}")]
+    #[error("{file}: tensor `{tensor}`: {problem}")]
     Matrix {
+        /// The file, or what stands for it.
+        file: String,
         /// Name in the file.
         tensor: String,
         /// Why.
@@ -175,10 +181,10 @@ pub fn load_matrix(
     if check_finite {
         expand_checked(&view, true)?;
     }
-    let tensor = view.file_name.to_owned();
+    let (file, tensor) = (view.source.to_owned(), view.file_name.to_owned());
     Matrix::load(view, device, precision, quantization).map_err(|error| match error {
-        MatrixError::Blocks(source) => LoadError::Blocks { tensor, source },
-        other => LoadError::Matrix { tensor, problem: other.to_string() },
+        MatrixError::Blocks(source) => LoadError::Blocks { file, tensor, source },
+        other => LoadError::Matrix { file, tensor, problem: other.to_string() },
     })
 }
 
@@ -188,10 +194,14 @@ pub fn load_matrix(
 ///
 /// [`LoadError::Blocks`] or [`LoadError::NotFinite`].
 pub fn expand_checked(view: &TensorView<'_>, check_finite: bool) -> Result<Vec<f32>, LoadError> {
-    let tensor = || view.file_name.to_string();
-    let values = matrix::expand(view).map_err(|source| LoadError::Blocks { tensor: tensor(), source })?;
+    let (file, tensor) = (|| view.source.to_owned(), || view.file_name.to_owned());
+    let values = matrix::expand(view).map_err(|source| LoadError::Blocks {
+        file: file(),
+        tensor: tensor(),
+        source,
+    })?;
     if check_finite && let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
-        return Err(LoadError::NotFinite { tensor: tensor(), value: *value, index });
+        return Err(LoadError::NotFinite { file: file(), tensor: tensor(), value: *value, index });
     }
     Ok(values)
 }
@@ -277,9 +287,10 @@ impl Loader<'_, '_> {
             bytes += view.bytes.len() as u64;
             views.push(view);
         }
-        let tensor = views[0].file_name.to_owned();
+        let (file, tensor) = (views[0].source.to_owned(), views[0].file_name.to_owned());
         let matrices = Matrix::load_on_gpu(views, self.device, stream, self.quantization_of(names[0]));
-        let matrices = matrices.map_err(|error| LoadError::Matrix { tensor, problem: error.to_string() })?;
+        let matrices =
+            matrices.map_err(|error| LoadError::Matrix { file, tensor, problem: error.to_string() })?;
         self.report(bytes);
         Ok(matrices.try_into().expect("one for each name"))
     }

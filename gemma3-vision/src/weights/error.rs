@@ -10,6 +10,15 @@ pub enum MmprojError {
     /// The file cannot be read as GGUF.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// It is the language model, whose image encoder is another file.
+    #[error(
+        "{file}: expected an image encoder (`general.architecture` \"clip\"), found a language model (\"gemma3\"); its \
+         image encoder is in another file, usually called mmproj-….gguf"
+    )]
+    LanguageModel {
+        /// The file.
+        file: String,
+    },
     /// Its metadata describe something else.
     #[error("{file}: {source}")]
     Config {

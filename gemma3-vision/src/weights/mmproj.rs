@@ -9,6 +9,8 @@ use gemma3_core::config::{ConfigError, VisionConfig};
 use super::MmprojError;
 use super::names::{EncoderTensor, Parameter, VisionNames, VisionTensor};
 
+const ARCHITECTURE: &str = "general.architecture";
+
 /// An opened mmproj file. Its tensors are memory-mapped.
 #[derive(Debug)]
 pub struct Mmproj {
@@ -39,6 +41,9 @@ impl Mmproj {
     }
 
     fn parse(label: String, file: GgufFile) -> Result<Self, MmprojError> {
+        if file.metadata().str(ARCHITECTURE) == Ok(Some("gemma3")) {
+            return Err(MmprojError::LanguageModel { file: label });
+        }
         let (config, tokens_per_image) =
             read_config(file.metadata()).map_err(|source| MmprojError::Config { file: label, source })?;
         let names = VisionNames::Gguf { is_ffn_swapped: is_ffn_swapped(&file, &config) };
@@ -116,7 +121,7 @@ fn reject_other_files(metadata: &GgufMetadata) -> Result<(), ConfigError> {
         }),
         None => Err(missing(key.to_owned())),
     };
-    expect("general.architecture", "clip", metadata.str("general.architecture")?)?;
+    expect(ARCHITECTURE, "clip", metadata.str(ARCHITECTURE)?)?;
     // The key has moved.
     const KEYS: [&str; 2] = ["clip.vision.projector_type", "clip.projector_type"];
     let found = match metadata.str(KEYS[0])? {

@@ -62,6 +62,14 @@ impl<'a> VisionWeights<'a> {
         &self.config
     }
 
+    /// The path of the model or the mmproj file, or what stands for it; for messages.
+    pub fn source(&self) -> &str {
+        match &self.source {
+            Source::HuggingFace { checkpoint, .. } => checkpoint.source(),
+            Source::Mmproj { file, .. } => file.label(),
+        }
+    }
+
     /// Soft tokens an image.
     pub fn tokens_per_image(&self) -> usize {
         self.tokens_per_image

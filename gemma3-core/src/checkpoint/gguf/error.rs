@@ -6,7 +6,10 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum GgufError {
     /// The first four bytes aren't `GGUF`.
-    #[error("expected the magic bytes \"GGUF\", found {found:?}; this is not a GGUF file")]
+    #[error(
+        "expected the magic bytes \"GGUF\", found \"{}\"; this is not a GGUF file, name another or download it again",
+        found.escape_ascii()
+    )]
     WrongMagic {
         /// The first bytes.
         found: Vec<u8>,
@@ -135,10 +138,10 @@ pub enum GgufError {
         /// The other.
         second: String,
     },
-    /// The file is one of several parts.
+    /// The bytes in memory are one of several parts.
     #[error(
-        "the file is part {part} of {parts}; merge the parts into one file first (with \
-         `llama-gguf-split --merge`)"
+        "the bytes are part {part} of {parts}; open the file on disk with the other parts beside it, or merge \
+         them first (with `llama-gguf-split --merge`)"
     )]
     Split {
         /// Its number, from 1.
@@ -146,4 +149,45 @@ pub enum GgufError {
         /// How many parts there are.
         parts: u64,
     },
+    /// The file is one of several parts, and its name doesn't lead to the others.
+    #[error(
+        "the file is part {part} of {parts}: expected a name that ends in -{part:05}-of-{parts:05}.gguf, by which \
+         the others are found; rename the parts, or merge them (with `llama-gguf-split --merge`)"
+    )]
+    SplitName {
+        /// Its number, from 1.
+        part: u64,
+        /// How many parts there are.
+        parts: u64,
+    },
+    /// The parts of a model contradict each other.
+    #[error(
+        "metadata `{key}`: expected {} by the name and the first part, found {}; the parts belong to different \
+         models, download them again",
+        or_nothing(expected),
+        or_nothing(found)
+    )]
+    SplitDisagrees {
+        /// The key.
+        key: &'static str,
+        /// What the other parts say.
+        expected: Option<u64>,
+        /// What this one says.
+        found: Option<u64>,
+    },
+    /// All parts together have another number of tensors than they say.
+    #[error(
+        "metadata `split.tensors.count`: expected {expected} tensors in all parts together, found {found}; \
+         download the parts again"
+    )]
+    SplitTensorCount {
+        /// The number in the metadata.
+        expected: u64,
+        /// Tensors in all parts.
+        found: u64,
+    },
+}
+
+fn or_nothing(number: &Option<u64>) -> String {
+    number.map_or("nothing".to_owned(), |number| number.to_string())
 }

@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
+use super::parts::{self, Split};
 use super::reader::Reader;
 use super::{GgufError, GgufMetadata};
+use crate::checkpoint::foreign::stand_in;
 use crate::checkpoint::tensors::{FileTensor, StoredFormat, TensorTable, TensorView};
 use crate::checkpoint::{CheckpointBytes, CheckpointError, TensorFormat};
 
 const MAGIC: &[u8; 4] = b"GGUF";
+/// What stands for the path of bytes that the application hands over.
+const IN_MEMORY: &str = "GGUF in memory";
 /// Where `general.alignment` is absent.
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// ggml's limit.
@@ -29,32 +33,50 @@ pub(in crate::checkpoint) fn has_magic(bytes: &[u8]) -> bool {
 }
 
 impl GgufFile {
-    /// Maps and checks the file at `path`.
+    /// Maps and checks the file at `path`. If it is one part of several
+    /// (`NAME-00001-of-00003.gguf`), the other parts are opened from its folder.
     ///
     /// # Errors
-    /// [`CheckpointError::Gguf`] with what is wrong, or that the file couldn't be read.
+    /// [`CheckpointError::Gguf`] with what is wrong, [`CheckpointError::MissingPart`], or that a file
+    /// couldn't be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
-        Self::parse(path.display().to_string(), CheckpointBytes::map(path)?)
+        let label = path.display().to_string();
+        let bytes = CheckpointBytes::map(path)?;
+        let (metadata, tensors) = read_header(&label, &bytes)?;
+        match Split::of(&metadata) {
+            Some(split) => parts::open(path, split),
+            None => Self::of_one(label, bytes, metadata, tensors),
+        }
     }
 
-    /// Checks a file that is already in memory.
+    /// Checks a file that is already in memory, which must be whole.
     ///
     /// # Errors
     /// [`CheckpointError::Gguf`] with what is wrong.
     pub fn from_bytes(bytes: impl Into<CheckpointBytes>) -> Result<Self, CheckpointError> {
-        Self::parse("GGUF in memory".to_owned(), bytes.into())
+        let (label, bytes) = (IN_MEMORY.to_owned(), bytes.into());
+        let (metadata, tensors) = read_header(&label, &bytes)?;
+        match Split::of(&metadata) {
+            Some(split) => Err(CheckpointError::Gguf { file: label, source: split.alone() }),
+            None => Self::of_one(label, bytes, metadata, tensors),
+        }
     }
 
-    pub(in crate::checkpoint) fn parse(
+    fn of_one(
         label: String,
         bytes: CheckpointBytes,
+        metadata: GgufMetadata,
+        tensors: Vec<FileTensor>,
     ) -> Result<Self, CheckpointError> {
-        let (metadata, tensors) =
-            read_header(&bytes).map_err(|source| CheckpointError::Gguf { file: label.clone(), source })?;
         let mut table = TensorTable::default();
         table.add_file(label.clone(), bytes, tensors)?;
         Ok(Self { label, metadata, table })
+    }
+
+    /// The files of a split model as one, with the metadata of the first.
+    pub(super) fn of_parts(label: String, metadata: GgufMetadata, table: TensorTable) -> Self {
+        Self { label, metadata, table }
     }
 
     /// The key-value pairs.
@@ -86,12 +108,26 @@ impl GgufFile {
         Some(&entry.shape)
     }
 
+    /// The path of the file that was opened, or what stands for it; for messages.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     pub(in crate::checkpoint) fn into_parts(self) -> (TensorTable, GgufMetadata) {
         (self.table, self.metadata)
     }
 }
 
-fn read_header(bytes: &CheckpointBytes) -> Result<(GgufMetadata, Vec<FileTensor>), GgufError> {
+/// Metadata and tensors of one file; `label` names it in errors.
+pub(super) fn read_header(
+    label: &str,
+    bytes: &CheckpointBytes,
+) -> Result<(GgufMetadata, Vec<FileTensor>), CheckpointError> {
+    stand_in::reject(label, bytes.as_slice())?;
+    parse_header(bytes).map_err(|source| CheckpointError::Gguf { file: label.to_owned(), source })
+}
+
+fn parse_header(bytes: &CheckpointBytes) -> Result<(GgufMetadata, Vec<FileTensor>), GgufError> {
     let all = bytes.as_slice();
     let mut reader = Reader::new(all, 0);
     let magic = all.get(..MAGIC.len()).unwrap_or(all);
@@ -109,7 +145,6 @@ fn read_header(bytes: &CheckpointBytes) -> Result<(GgufMetadata, Vec<FileTensor>
     let metadata_count = reader.u64("the number of metadata entries")?;
     let metadata = GgufMetadata::parse(bytes, &mut reader, metadata_count)?;
     let alignment = alignment(&metadata)?;
-    reject_parts(&metadata)?;
 
     let mut descriptions = Vec::new();
     // Not `with_capacity`: the count is a number of the file. Each turn consumes bytes or fails.
@@ -136,15 +171,6 @@ fn alignment(metadata: &GgufMetadata) -> Result<u64, GgufError> {
     match alignment.is_power_of_two() {
         true => Ok(alignment),
         false => Err(GgufError::InvalidAlignment { found: alignment }),
-    }
-}
-
-/// Each part of a split model is a GGUF file without the others' tensors.
-fn reject_parts(metadata: &GgufMetadata) -> Result<(), GgufError> {
-    let number = |key: &str| metadata.u64(key).ok().flatten().unwrap_or(0);
-    match number("split.count") {
-        0 | 1 => Ok(()),
-        parts => Err(GgufError::Split { part: number("split.no").saturating_add(1), parts }),
     }
 }
 

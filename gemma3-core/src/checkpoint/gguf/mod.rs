@@ -7,6 +7,7 @@ mod config;
 mod error;
 mod file;
 mod metadata;
+mod parts;
 mod reader;
 
 pub use error::GgufError;
