@@ -74,7 +74,7 @@ fn a_file_its_bytes_and_its_pixels_are_the_same_image() {
     for same in [bytes, pixels, rgba] {
         assert_eq!(vectors(&encode(&gemma, &same)), expected);
     }
-    let on_white = Image::from_rgba8(width, height, &with_alpha, Alpha::OnWhite).expect("an image");
+    let on_white = Image::from_rgba8(width, height, &with_alpha, Alpha::ON_WHITE).expect("an image");
     assert_ne!(vectors(&encode(&gemma, &on_white)), expected);
 }
 

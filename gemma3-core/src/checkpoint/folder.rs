@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::tensors::{FileTensor, TensorTable};
 use super::{CheckpointBytes, CheckpointError, safetensors};
-use crate::config::{ConfigError, GenerationConfig, ModelConfig, json};
+use crate::config::{GenerationConfig, ModelConfig, json};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -135,24 +135,30 @@ fn advice_without(folder: &Path, extensions: &[&str]) -> String {
     }
 }
 
-fn read_text(path: &Path, limit: u64) -> Result<String, CheckpointError> {
+/// The text of a file beside the weights, of at most `limit` bytes.
+///
+/// # Errors
+/// [`CheckpointError`]: a path that is no readable regular file, more bytes, or bytes that aren't UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String, CheckpointError> {
     let metadata = std::fs::metadata(path).map_err(|error| CheckpointError::io(path, error))?;
     if !metadata.is_file() {
         return Err(CheckpointError::NotARegularFile { path: path.to_owned() });
     }
+    let too_large = |found| CheckpointError::FileTooLarge { file: path.display().to_string(), limit, found };
     if metadata.len() > limit {
-        return Err(CheckpointError::FileTooLarge {
-            file: path.display().to_string(),
-            limit,
-            found: metadata.len(),
-        });
+        return Err(too_large(metadata.len()));
     }
     let file = File::open(path).map_err(|error| CheckpointError::io(path, error))?;
     let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).map_err(|error| CheckpointError::io(path, error))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let problem = format!("{error}");
-        CheckpointError::config(&path.display().to_string(), ConfigError::Json { problem })
+    // Bounded once more: the file may have grown meanwhile.
+    let most = limit.saturating_add(1);
+    file.take(most).read_to_end(&mut bytes).map_err(|error| CheckpointError::io(path, error))?;
+    if bytes.len() as u64 > limit {
+        return Err(too_large(bytes.len() as u64));
+    }
+    String::from_utf8(bytes).map_err(|error| CheckpointError::NotText {
+        path: path.to_owned(),
+        valid_up_to: error.utf8_error().valid_up_to(),
     })
 }
 
