@@ -12,9 +12,7 @@ use std::time::{Duration, Instant};
 
 use build_png::{GRAY, GRAY_ALPHA, PALETTE, RGB, png};
 use count_allocations::peak_bytes;
-use gemma3_vision::{
-    Alpha, Image, ImageError, ImageLimits, ImageOptions, Preprocessor, PreprocessorConfig,
-};
+use gemma3_vision::{Alpha, Image, ImageError, ImageLimits, ImageOptions, Preprocessor, PreprocessorConfig};
 
 /// The colours of the fixtures' quadrants: upper left, upper right, lower left, lower right.
 const QUADRANTS: [[u8; 3]; 4] = [[200, 30, 40], [30, 180, 60], [40, 60, 220], [230, 220, 70]];
@@ -142,9 +140,8 @@ fn a_colour_profile_that_inflates_without_end_is_left_out() {
 #[test]
 fn the_limits_are_the_callers() {
     let png = small_png();
-    let decode_with = |png: &[u8], limits| {
-        Image::decode_with(png, &ImageOptions { limits, ..ImageOptions::default() })
-    };
+    let decode_with =
+        |png: &[u8], limits| Image::decode_with(png, &ImageOptions { limits, ..ImageOptions::default() });
     let decode = |limits| decode_with(&png, limits);
     let tight =
         ImageLimits { max_encoded_bytes: png.len() as u64, max_width: 8, max_height: 8, max_pixels: 64 };

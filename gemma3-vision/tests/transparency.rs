@@ -65,13 +65,7 @@ fn a_png_with_a_colour_that_is_transparent() {
     let key = (*b"tRNS", vec![0, 1, 0, 2, 0, 3]);
     let encoded = png(2, 1, 8, RGB, &[key], &[&[1, 2, 3, 1, 2, 4]]);
     let shown = [1, 2, 4];
-    assert_shows(
-        "RGB",
-        &encoded,
-        &[[1, 2, 3], shown],
-        &[[255; 3], shown],
-        &[[0, 200, 100], shown],
-    );
+    assert_shows("RGB", &encoded, &[[1, 2, 3], shown], &[[255; 3], shown], &[[0, 200, 100], shown]);
     let encoded = png(2, 1, 8, GRAY, &[(*b"tRNS", vec![0, 7])], &[&[7, 8]]);
     assert_shows("gray", &encoded, &[[7; 3], [8; 3]], &[[255; 3], [8; 3]], &[[0, 200, 100], [8; 3]]);
 }
