@@ -84,14 +84,12 @@ fn run(arguments: &Arguments) -> Outcome {
             line if line.starts_with('/') => {
                 note!("unknown command; there are /reset, /system TEXT, /quit")
             }
-            question => {
-                match answer(&mut chat, question, &running, arguments.drop_oldest) {
-                    Ok(()) => {}
-                    Err(error) if error.is::<OutputError>() => return Err(error),
-                    // An answer that fails leaves the conversation as it is.
-                    Err(error) => note!("error: {error}"),
-                }
-            }
+            question => match answer(&mut chat, question, &running, arguments.drop_oldest) {
+                Ok(()) => {}
+                Err(error) if error.is::<OutputError>() => return Err(error),
+                // An answer that fails leaves the conversation as it is.
+                Err(error) => note!("error: {error}"),
+            },
         }
     }
     Ok(())

@@ -82,21 +82,23 @@ pub(crate) fn preprocessor(
     if let Some(file) = Neighbour::find(path, "processor_config.json")? {
         match file.json()?.get("image_processor") {
             None | Some(Value::Null) => {}
-            Some(settings @ Value::Object(_)) => return Ok(Some(settings_in(&file, settings, &encoder)?)),
+            Some(settings @ Value::Object(_)) => {
+                return Ok(Some(settings_in(&file, &settings.to_string(), &encoder)?));
+            }
             Some(other) => return Err(file.refused(invalid("image_processor", "an object", other))),
         }
     }
     let Some(file) = Neighbour::find(path, "preprocessor_config.json")? else { return Ok(None) };
-    Ok(Some(settings_in(&file, &file.json()?, &encoder)?))
+    Ok(Some(settings_in(&file, &file.text, &encoder)?))
 }
 
-/// The settings in a file, which must be those of the encoder.
+/// The settings in (a part of) a file, which must be those of the encoder.
 fn settings_in(
     file: &Neighbour,
-    json: &Value,
+    json: &str,
     encoder: &VisionWeights<'_>,
 ) -> Result<PreprocessorConfig, Error> {
-    let settings = PreprocessorConfig::from_json(&json.to_string()).map_err(|source| file.refused(source))?;
+    let settings = PreprocessorConfig::from_json(json).map_err(|source| file.refused(source))?;
     let expected = encoder.config().image_size;
     if settings.image_size != expected {
         return Err(file.refused(ConfigError::InvalidField {

@@ -25,9 +25,10 @@ impl Neighbour {
     pub(crate) fn find(model: &Path, name: &str) -> Result<Option<Self>, Error> {
         let path = path_beside(model, name);
         // A link to nowhere is not absent: interrupted downloads leave such.
-        match std::fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            _ => {}
+        if let Err(error) = std::fs::symlink_metadata(&path)
+            && error.kind() == ErrorKind::NotFound
+        {
+            return Ok(None);
         }
         let text = checkpoint::read_text(&path, MAX_TEXT_BYTES)?;
         Ok(Some(Self { path, text }))

@@ -432,7 +432,10 @@ fn a_gguf_file_sees_with_its_mmproj_file() {
     let mut reported = Vec::new();
     let mut progress = |progress: gemma3::LoadProgress| reported.push(progress);
     let options = LoadOptions { progress: Some(&mut progress), ..common::exact() };
-    // The encoder is made for 56 pixels a side; the tiny folder says so, GGUF files carry it themselves.
+    // The encoder is made for 56 pixels a side; the tiny folder says so, GGUF files carry it themselves and need no
+    // neighbour for it.
+    std::fs::write(folder.path().join("preprocessor_config.json"), "{").expect("a file");
+    std::fs::write(folder.path().join("processor_config.json"), "{").expect("a file");
     let pair = Gemma3::load_with_mmproj(&text, &mmproj, &device, options).expect("two files");
     let last = reported.last().expect("progress");
     assert_eq!(last.loaded_bytes, last.total_bytes);
