@@ -166,7 +166,7 @@ fn a_line_that_is_no_text_is_one_error_and_the_conversation_goes_on() {
     assert!(output.status.success(), "{}", notes(&output));
     let errors = errors(&output);
     let [not_text, too_long, too_many_tokens] = &errors[..] else { panic!("three errors: {errors:?}") };
-    assert_eq!(not_text, "error: the line is not UTF-8 text (byte 15 is none); it was left out");
+    assert_eq!(not_text, "error: the line is not UTF-8 text (from its byte 16 on); it was left out");
     assert_eq!(too_long, "error: the line has more than 4194304 bytes; it was left out");
     assert!(too_many_tokens.contains("make the context larger"), "{too_many_tokens}");
     // A prompt for each line and one for the end; an answer's line is ended only if there was one.

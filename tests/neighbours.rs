@@ -147,7 +147,7 @@ fn the_broken_preprocessor_of_a_model_that_sees_is_named() {
         (&b""[..], ": not valid JSON: EOF"),
         (b"{\"size\":", ": not valid JSON: EOF"),
         (b"{}\xff", ": expected UTF-8 text, found other bytes at byte 2;"),
-        (b"[]", ": field `(the file)`: expected an object, found a list;"),
+        (b"[]", ": field `(the file)`: expected an object, found a list of 0 values;"),
         (
             br#"{"size": {"height": null, "width": 56}}"#,
             ": field `size.height`: expected a number of pixels,",

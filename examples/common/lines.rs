@@ -9,8 +9,8 @@ pub const MAX_LINE_BYTES: usize = 4 << 20;
 /// Why a line can't be taken. The lines after it can.
 #[derive(Debug)]
 pub enum LineError {
-    /// It has bytes that are no text, the first of them at this place.
-    NotText { at: usize },
+    /// It has bytes that are no text, after this many that are.
+    NotText { valid_up_to: usize },
     /// It has more than [`MAX_LINE_BYTES`] bytes.
     TooLong,
 }
@@ -18,8 +18,9 @@ pub enum LineError {
 impl fmt::Display for LineError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotText { at } => {
-                write!(formatter, "the line is not UTF-8 text (byte {at} is none); it was left out")
+            Self::NotText { valid_up_to } => {
+                let first = valid_up_to + 1;
+                write!(formatter, "the line is not UTF-8 text (from its byte {first} on); it was left out")
             }
             Self::TooLong => {
                 write!(formatter, "the line has more than {MAX_LINE_BYTES} bytes; it was left out")
@@ -42,5 +43,5 @@ pub fn next_line(input: &mut impl BufRead) -> io::Result<Option<Result<String, L
         return Ok(Some(Err(LineError::TooLong)));
     }
     let line = String::from_utf8(bytes);
-    Ok(Some(line.map_err(|error| LineError::NotText { at: error.utf8_error().valid_up_to() })))
+    Ok(Some(line.map_err(|error| LineError::NotText { valid_up_to: error.utf8_error().valid_up_to() })))
 }
