@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::{Outcome, Speed, parse_cache_dtype, peak_rss_bytes};
+use common::{Outcome, Speed, out, parse_cache_dtype, peak_rss_bytes};
 use gemma3::core::checkpoint::{Checkpoint, TensorFormat};
 use gemma3::core::config::TextConfig;
 use gemma3::core::model::Model;
@@ -82,7 +82,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    common::run(|| run(&Arguments::parse()))
+    common::run(run)
 }
 
 fn run(arguments: &Arguments) -> Outcome {
@@ -102,7 +102,7 @@ fn run(arguments: &Arguments) -> Outcome {
     drop(checkpoint); // Its pages need not stay in memory while the model runs.
 
     if !arguments.json {
-        println!("{name}, {format}, {} ({} threads)", arguments.device, model.threads().count());
+        out!("{name}, {format}, {} ({} threads)", arguments.device, model.threads().count())?;
     }
     let runs = [("pp", arguments.n_prompt, 0), ("tg", 0, arguments.n_gen)];
     for (kind, n_prompt, n_gen) in runs.into_iter().filter(|(_, p, n)| p + n > 0) {
@@ -128,20 +128,20 @@ fn run(arguments: &Arguments) -> Outcome {
                 "stddev_ts": stddev_ts,
                 "peak_rss_bytes": peak_rss_bytes(),
             });
-            println!("{line}");
+            out!("{line}")?;
         } else {
             let depth = match arguments.n_depth {
                 0 => String::new(),
                 depth => format!(" @ d{depth}"),
             };
-            println!(
+            out!(
                 "{:>16}  {avg_ts:>9.2} ± {stddev_ts:.2} tok/s",
                 format!("{kind}{}{depth}", n_prompt + n_gen)
-            );
+            )?;
         }
     }
     if !arguments.json {
-        println!("{:>16}  {:.0} MB", "peak memory", peak_rss_bytes() as f64 / 1e6);
+        out!("{:>16}  {:.0} MB", "peak memory", peak_rss_bytes() as f64 / 1e6)?;
     }
     Ok(())
 }

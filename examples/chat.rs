@@ -5,12 +5,11 @@
 
 mod common;
 
-use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
-use common::{Loaded, ModelArguments, Outcome, SamplingArguments};
+use common::{Loaded, ModelArguments, Outcome, OutputError, SamplingArguments, next_line, note, out, show};
 use gemma3::{CancelHandle, Chat, FinishReason, WhenFull};
 
 /// Talks with Gemma 3.
@@ -35,14 +34,14 @@ struct Arguments {
 type Running = Arc<Mutex<Option<CancelHandle>>>;
 
 fn main() -> ExitCode {
-    common::run(|| run(&Arguments::parse()))
+    common::run(run)
 }
 
 fn run(arguments: &Arguments) -> Outcome {
     let Loaded { gemma, load_s, .. } = common::load(&arguments.model)?;
-    eprintln!("loaded in {load_s:.2} s; /reset, /system TEXT, /quit; Ctrl-C stops an answer");
+    note!("loaded in {load_s:.2} s; /reset, /system TEXT, /quit; Ctrl-C stops an answer");
     if !gemma.is_instruction_tuned() {
-        eprintln!(
+        note!(
             "note: this is a base model. It continues text and is not tuned for chat: expect it to ramble. \
              For conversations take an instruction-tuned one, such as --model google/gemma-3-1b-it."
         );
@@ -59,58 +58,70 @@ fn run(arguments: &Arguments) -> Outcome {
     let mut chat = builder.start()?;
     let running = stop_answers_on_ctrl_c()?;
 
-    let mut lines = std::io::stdin().lock().lines();
+    let mut input = std::io::stdin().lock();
     loop {
-        print!("> ");
-        std::io::stdout().flush()?;
-        let Some(line) = lines.next().transpose()? else { break };
+        show("> ")?;
+        let Some(line) = next_line(&mut input)? else { break };
+        let line = match line {
+            Ok(line) => line,
+            Err(error) => {
+                note!("error: {error}");
+                continue;
+            }
+        };
         match line.trim() {
             "" => {}
             "/quit" | "/exit" => break,
             "/reset" => {
                 chat.reset();
-                eprintln!("(the conversation is forgotten)");
+                note!("(the conversation is forgotten)");
             }
             line if line == "/system" || line.starts_with("/system ") => {
                 let text = line["/system".len()..].trim();
                 chat.set_system((!text.is_empty()).then(|| text.to_owned()));
-                eprintln!("(instructions changed, the conversation starts anew)");
+                note!("(instructions changed, the conversation starts anew)");
             }
             line if line.starts_with('/') => {
-                eprintln!("unknown command; there are /reset, /system TEXT, /quit")
+                note!("unknown command; there are /reset, /system TEXT, /quit")
             }
-            question => {
+            question => match answer(&mut chat, question, &running, arguments.drop_oldest) {
+                Ok(()) => {}
+                Err(error) if error.is::<OutputError>() => return Err(error),
                 // An answer that fails leaves the conversation as it is.
-                if let Err(error) = answer(&mut chat, question, &running) {
-                    eprintln!("error: {error}");
-                }
-            }
+                Err(error) => note!("error: {error}"),
+            },
         }
     }
     Ok(())
 }
 
-fn answer(chat: &mut Chat, question: &str, running: &Running) -> Outcome {
+fn answer(chat: &mut Chat, question: &str, running: &Running, drops_oldest: bool) -> Outcome {
     let cancel = CancelHandle::new();
     set_running(running, Some(cancel.clone()));
     let result = stream_answer(chat, question, cancel);
     set_running(running, None);
-    result
-}
-
-fn stream_answer(chat: &mut Chat, question: &str, cancel: CancelHandle) -> Outcome {
-    let mut stream = chat.ask_with(question, cancel)?;
-    for piece in stream.by_ref() {
-        print!("{}", piece?.text);
-        std::io::stdout().flush()?;
-    }
-    println!();
-    match stream.finish_reason() {
-        Some(FinishReason::Cancelled) => eprintln!("(stopped)"),
-        Some(FinishReason::ContextFull) => eprintln!("(the context is full; /reset starts anew)"),
+    match result? {
+        Some(FinishReason::Cancelled) => note!("(stopped)"),
+        Some(FinishReason::ContextFull) if drops_oldest => {
+            note!("(the context is full; the next question drops the oldest turns)")
+        }
+        Some(FinishReason::ContextFull) => note!("(the context is full; /reset starts anew)"),
         _ => {}
     }
     Ok(())
+}
+
+fn stream_answer(
+    chat: &mut Chat,
+    question: &str,
+    cancel: CancelHandle,
+) -> Result<Option<FinishReason>, Box<dyn std::error::Error>> {
+    let mut stream = chat.ask_with(question, cancel)?;
+    for piece in stream.by_ref() {
+        show(&piece?.text)?;
+    }
+    out!("")?;
+    Ok(stream.finish_reason())
 }
 
 /// Ctrl-C cancels the running answer; without one it ends the program.
@@ -122,7 +133,7 @@ fn stop_answers_on_ctrl_c() -> Result<Running, ctrlc::Error> {
         match taken {
             Some(cancel) => cancel.cancel(),
             None => {
-                eprintln!();
+                note!("");
                 std::process::exit(130);
             }
         }

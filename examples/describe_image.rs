@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use common::{Loaded, Measured, ModelArguments, Outcome, SamplingArguments};
+use common::{ImageArguments, Loaded, Measured, ModelArguments, Outcome, SamplingArguments, note, out};
 use gemma3::{EncodeOptions, EncodedImage, Gemma3, GenerateOptions, Image, PanAndScan, Question};
 use serde_json::{Value, json};
 
@@ -28,6 +28,9 @@ struct Arguments {
     json: bool,
 
     #[command(flatten)]
+    reading: ImageArguments,
+
+    #[command(flatten)]
     model: ModelArguments,
 
     #[command(flatten)]
@@ -42,7 +45,7 @@ struct Shown {
 }
 
 fn main() -> ExitCode {
-    common::run(|| run(&Arguments::parse()))
+    common::run(run)
 }
 
 fn run(arguments: &Arguments) -> Outcome {
@@ -50,8 +53,8 @@ fn run(arguments: &Arguments) -> Outcome {
     // First, because an unreadable file should not cost loading a model.
     let images: Vec<(&String, Image)> = paths
         .iter()
-        .map(|path| Image::open(path).map(|image| (path, image)).map_err(|error| format!("{path}: {error}")))
-        .collect::<Result<_, _>>()?;
+        .map(|path| Ok((path, arguments.reading.open(path.as_ref())?)))
+        .collect::<Result<_, Box<dyn std::error::Error>>>()?;
     let Loaded { gemma, load_s, .. } = common::load(&arguments.model)?;
     let options = arguments.sampling.options(&gemma);
 
@@ -70,12 +73,12 @@ fn run(arguments: &Arguments) -> Outcome {
     if arguments.json {
         let mut line = measured.json(&prompt_ids, load_s);
         line["images"] = shown.iter().map(Shown::json).collect();
-        println!("{line}");
+        out!("{line}")?;
     } else {
-        println!();
-        eprintln!();
-        shown.iter().for_each(|shown| eprintln!("{}", shown.summary()));
-        eprintln!("{}", measured.summary(prompt_ids.len(), load_s));
+        out!("")?;
+        note!("");
+        shown.iter().for_each(|shown| note!("{}", shown.summary()));
+        note!("{}", measured.summary(prompt_ids.len(), load_s));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ mod common;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::{Loaded, Measured, ModelArguments, Outcome, SamplingArguments, parse_ids};
+use common::{Loaded, Measured, ModelArguments, Outcome, SamplingArguments, note, out, parse_ids};
 use gemma3::TextSession;
 
 /// Continues a text with Gemma 3.
@@ -33,7 +33,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    common::run(|| run(&Arguments::parse()))
+    common::run(run)
 }
 
 fn run(arguments: &Arguments) -> Outcome {
@@ -47,10 +47,10 @@ fn run(arguments: &Arguments) -> Outcome {
 
     let measured = Measured::run(session.stream(&options)?, !arguments.json)?;
     if arguments.json {
-        println!("{}", measured.json(&prompt_ids, load_s));
+        out!("{}", measured.json(&prompt_ids, load_s))?;
     } else {
-        println!();
-        eprintln!("\n{}", measured.summary(prompt_ids.len(), load_s));
+        out!("")?;
+        note!("\n{}", measured.summary(prompt_ids.len(), load_s));
     }
     Ok(())
 }

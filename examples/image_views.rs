@@ -1,16 +1,17 @@
 //! Writes what the model gets to see of an image: the whole of it at the encoder's size, and the crops of
 //! pan-and-scan. No model is needed.
 //!
-//! `cargo run --release --example image_views -- photo.jpg FOLDER`; with `--draw` in place of a file it draws a
+//! `cargo run --release --example image_views -- photo.jpg --out FOLDER`; with `--draw` in place of a file it draws a
 //! landscape itself, which is how the pictures of `docs/images.md` were made.
 
 mod common;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::Outcome;
+use common::{ImageArguments, Outcome, out};
 use gemma3::vision::preprocess::{Preprocessor, PreprocessorConfig};
 use gemma3::{Image, PanAndScan};
 
@@ -28,54 +29,51 @@ struct Arguments {
     /// Where to write the pictures.
     #[arg(long, default_value = ".")]
     out: PathBuf,
+
+    #[command(flatten)]
+    reading: ImageArguments,
 }
 
 fn main() -> ExitCode {
-    common::run(|| run(&Arguments::parse()))
+    common::run(run)
 }
 
 fn run(arguments: &Arguments) -> Outcome {
     let image = match &arguments.image {
-        Some(path) => Image::open(path)?,
+        Some(path) => arguments.reading.open(path)?,
         None => landscape()?,
     };
-    std::fs::create_dir_all(&arguments.out)?;
+    std::fs::create_dir_all(&arguments.out)
+        .map_err(|error| format!("cannot make the folder {}: {error}", arguments.out.display()))?;
     if arguments.draw {
         write(&image, &arguments.out.join("original.jpg"))?;
     }
     let preprocessor = Preprocessor::new(PreprocessorConfig::gemma3())?;
-    let mut crops = 0;
-    for view in preprocessor.views(&image, Some(&PanAndScan::default())) {
-        let name = match view.crop {
-            None => "whole.jpg".to_owned(),
-            Some(crop) => {
-                crops += 1;
-                println!("crop {crops}: {} x {} at ({}, {})", crop.width, crop.height, crop.x, crop.y);
-                format!("crop-{crops}.jpg")
-            }
-        };
-        write(&preprocessor.resize(&view.image), &arguments.out.join(name))?;
+    let views = preprocessor.views(&image, Some(&PanAndScan::default()));
+    let (whole, crops) = views.split_first().ok_or("nothing to show")?;
+    write(&preprocessor.resize(&whole.image), &arguments.out.join("whole.jpg"))?;
+    for (number, view) in (1..).zip(crops) {
+        write(&preprocessor.resize(&view.image), &arguments.out.join(format!("crop-{number}.jpg")))?;
     }
-    println!(
-        "{} x {}: the whole and {crops} crops, in {}",
-        image.width(),
-        image.height(),
-        arguments.out.display()
-    );
+    // All pictures are there when somebody reads of them, or doesn't.
+    for (number, crop) in (1..).zip(crops.iter().filter_map(|view| view.crop)) {
+        out!("crop {number}: {} x {} at ({}, {})", crop.width, crop.height, crop.x, crop.y)?;
+    }
+    let (width, height, crops) = (image.width(), image.height(), crops.len());
+    out!("{width} x {height}: the whole and {crops} crops, in {}", arguments.out.display())?;
     Ok(())
 }
 
 fn write(image: &Image, path: &Path) -> Outcome {
-    let file = std::io::BufWriter::new(std::fs::File::create(path)?);
-    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(file, 75);
-    image::ImageEncoder::write_image(
-        encoder,
-        image.pixels(),
-        image.width(),
-        image.height(),
-        image::ExtendedColorType::Rgb8,
-    )?;
-    Ok(())
+    encode(image, path).map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+}
+
+fn encode(image: &Image, path: &Path) -> Outcome {
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut file, 75);
+    let colours = image::ExtendedColorType::Rgb8;
+    image::ImageEncoder::write_image(encoder, image.pixels(), image.width(), image.height(), colours)?;
+    Ok(file.flush()?)
 }
 
 /// Hills under a low sun, with a house and a row of trees.

@@ -7,7 +7,7 @@ mod common;
 use std::process::ExitCode;
 
 use clap::Parser;
-use common::{Loaded, ModelArguments, Outcome, parse_ids};
+use common::{Loaded, ModelArguments, Outcome, out, parse_ids};
 use gemma3::core::sampling::top_logits;
 use gemma3::tokenizer::Bos;
 
@@ -31,7 +31,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    common::run(|| run(&Arguments::parse()))
+    common::run(run)
 }
 
 fn run(arguments: &Arguments) -> Outcome {
@@ -58,26 +58,25 @@ fn run(arguments: &Arguments) -> Outcome {
             "mean_logprob": mean_logprob,
             "top": top,
         });
-        println!("{line}");
-        return Ok(());
+        return Ok(out!("{line}")?);
     }
     let token = |id: u32| format!("{:?}", gemma.tokenizer().id_to_token(id).unwrap_or_default());
-    println!("{:>6}  {:>7}  {:>9}  token", "place", "id", "log-prob");
+    out!("{:>6}  {:>7}  {:>9}  token", "place", "id", "log-prob")?;
     for (place, id) in ids.iter().enumerate() {
         let logprob = place.checked_sub(1).and_then(|i| logprobs.get(i));
         let logprob = logprob.map_or_else(|| "-".to_owned(), |x| format!("{x:.4}"));
-        println!("{place:>6}  {id:>7}  {logprob:>9}  {}", token(*id));
+        out!("{place:>6}  {id:>7}  {logprob:>9}  {}", token(*id))?;
     }
-    println!("\n{:>6}  {:>7}  {:>9}  most probable next tokens", "", "id", "logit");
+    out!("\n{:>6}  {:>7}  {:>9}  most probable next tokens", "", "id", "logit")?;
     for (id, logit) in top {
-        println!("{:>6}  {id:>7}  {logit:>9.4}  {}", "", token(id));
+        out!("{:>6}  {id:>7}  {logit:>9.4}  {}", "", token(id))?;
     }
     if let Some(mean_logprob) = mean_logprob {
-        println!(
+        out!(
             "\n{} tokens scored, mean log-probability {mean_logprob:.4}, perplexity {:.3}",
             logprobs.len(),
             (-mean_logprob).exp()
-        );
+        )?;
     }
     Ok(())
 }

@@ -276,7 +276,8 @@ impl Chat {
         } else if self.when_full == WhenFull::DropOldest {
             self.restart_with(&question)?;
         } else {
-            return Err(Error::ConversationTooLong { tokens, capacity });
+            let when_full = self.when_full;
+            return Err(Error::ConversationTooLong { tokens, capacity, when_full });
         }
         self.turns.push(question);
         Ok(())
@@ -318,7 +319,8 @@ impl Chat {
                 return Ok(self.session.append_with(&prompt.ids, &prompt.spans)?);
             }
             if is_last_try {
-                return Err(Error::ConversationTooLong { tokens, capacity });
+                let when_full = self.when_full;
+                return Err(Error::ConversationTooLong { tokens, capacity, when_full });
             }
             dropped += 2;
         }

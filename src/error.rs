@@ -11,6 +11,8 @@ use gemma3_core::model::LoadError;
 use gemma3_tokenizer::{ChatError, TokenizerError};
 use gemma3_vision::{ImageError, MmprojError, SoftTokensError, VisionError};
 
+use crate::WhenFull;
+
 /// Anything that can go wrong between a path and a text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -86,13 +88,26 @@ pub enum Error {
         images: usize,
     },
     /// The conversation does not fit the context.
-    #[error(
-        "the conversation has {tokens} tokens and the context {capacity}; make the context larger, or choose to drop the oldest turns"
-    )]
+    #[error("the conversation has {tokens} tokens and the context {capacity}; {}", room(*when_full))]
     ConversationTooLong {
-        /// Tokens of the conversation with its next turn.
+        /// Tokens of the conversation with its next turn; where old turns are dropped, of what is left when all
+        /// of them are.
         tokens: usize,
         /// The session's capacity.
         capacity: usize,
+        /// What the conversation does when the context is full.
+        when_full: WhenFull,
     },
+}
+
+/// What makes room for a conversation.
+fn room(when_full: WhenFull) -> &'static str {
+    match when_full {
+        WhenFull::Stop => {
+            "make the context larger, or choose to drop the oldest turns (`WhenFull::DropOldest`)"
+        }
+        WhenFull::DropOldest => {
+            "no turn is left to drop: make the context larger, or the question or the system prompt shorter"
+        }
+    }
 }

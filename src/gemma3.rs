@@ -79,8 +79,10 @@ impl Weights<'_> {
                     precision: options.precision,
                     progress: Some(&mut report),
                 };
-                let preprocessor =
-                    preprocessor.unwrap_or_else(|| load::default_preprocessor(encoder.config()));
+                let preprocessor = preprocessor.unwrap_or_else(|| match mmproj {
+                    Some(mmproj) => *mmproj.preprocessor(),
+                    None => load::default_preprocessor(encoder.config()),
+                });
                 Some(VisionModel::load(encoder, preprocessor, device, &threads, vision_options)?)
             }
             None => None,
@@ -96,6 +98,10 @@ impl Weights<'_> {
 impl Gemma3 {
     /// Loads a Hugging Face folder, a `.safetensors` file beside its `config.json`, or a `.gguf` file. Of a model
     /// in several numbered files (`…-00001-of-00003`) any one stands for all.
+    ///
+    /// A `.gguf` file is complete in itself: what lies beside it is not read, except for a `tokenizer.json` if the
+    /// file has no vocabulary. Of a folder, what the model does not need is not read: the settings of
+    /// preprocessing beside a model that takes text only may be broken, or another model's.
     ///
     /// A folder of the 4B, 12B or 27B is loaded with its image encoder; a `.gguf` file has it in a second
     /// file ([`load_with_mmproj`](Self::load_with_mmproj)).
@@ -142,14 +148,15 @@ impl Gemma3 {
         options: LoadOptions<'_>,
     ) -> Result<Self, Error> {
         let checkpoint = Checkpoint::open(path)?;
-        let preprocessor = load::preprocessor(path)?;
-        let chat_template = load::chat_template(path);
+        let chat_template = load::chat_template(path, &checkpoint)?;
+        let ignored = load::ignored_template(path, &checkpoint);
         if mmproj.is_some() {
             // What the encoder's file says of the model is completed by the tokenizer.
             let tokenizer = load::tokenizer(path, &checkpoint)?;
-            let weights = Weights { checkpoint: &checkpoint, mmproj, preprocessor };
-            return Self::assemble(weights, tokenizer, chat_template, device, options);
+            let weights = Weights { checkpoint: &checkpoint, mmproj, preprocessor: None };
+            return Self::assemble(weights, tokenizer, chat_template, ignored, device, options);
         }
+        let preprocessor = load::preprocessor(path, &checkpoint)?;
         let weights = Weights { checkpoint: &checkpoint, mmproj: None, preprocessor };
         // Reading a vocabulary takes as long as reading the weights of a small model: both at once.
         let (tokenizer, loaded) = std::thread::scope(|scope| {
@@ -160,7 +167,7 @@ impl Gemma3 {
         let tokenizer = tokenizer?;
         load::check_vocabulary(&tokenizer, checkpoint.config().text.vocab_size)?;
         let (model, vision) = loaded?;
-        let warnings = checkpoint.warnings().to_vec();
+        let warnings = checkpoint.warnings().iter().cloned().chain(ignored).collect();
         Ok(Self::new(model, vision, tokenizer, chat_template, warnings))
     }
 
@@ -180,7 +187,7 @@ impl Gemma3 {
     }
 
     /// [`from_parts`](Self::from_parts) with an image encoder in a file of its own, and with the settings of
-    /// its preprocessing, if they are not the published models'.
+    /// its preprocessing, if they are not that file's or the published models'.
     ///
     /// # Errors
     ///
@@ -194,13 +201,14 @@ impl Gemma3 {
         options: LoadOptions<'_>,
     ) -> Result<Self, Error> {
         let weights = Weights { checkpoint, mmproj, preprocessor };
-        Self::assemble(weights, tokenizer, None, device, options)
+        Self::assemble(weights, tokenizer, None, None, device, options)
     }
 
     fn assemble(
         weights: Weights<'_>,
         tokenizer: Tokenizer,
         chat_template: Option<String>,
+        ignored: Option<Warning>,
         device: &Device,
         options: LoadOptions<'_>,
     ) -> Result<Self, Error> {
@@ -208,7 +216,7 @@ impl Gemma3 {
         let checkpoint = with_vision.as_ref().unwrap_or(weights.checkpoint);
         load::check_vocabulary(&tokenizer, checkpoint.config().text.vocab_size)?;
         let (model, vision) = Weights { checkpoint, ..weights }.load(device, options)?;
-        let warnings = checkpoint.warnings().to_vec();
+        let warnings = checkpoint.warnings().iter().cloned().chain(ignored).collect();
         Ok(Self::new(model, vision, tokenizer, chat_template, warnings))
     }
 

@@ -67,6 +67,7 @@ mod gemma3;
 pub mod hub;
 mod images;
 mod load;
+mod neighbours;
 mod options;
 mod question;
 mod stop_strings;
@@ -93,7 +94,8 @@ pub use gemma3_tokenizer as tokenizer;
 pub use gemma3_tokenizer::{Message, Part, Role, UserText};
 pub use gemma3_vision as vision;
 pub use gemma3_vision::{
-    Alpha, Crop, EncodeOptions, EncodedImage, Image, ImageCache, ImageError, ImageLimits, Mmproj, PanAndScan,
+    Alpha, Crop, EncodeOptions, EncodedImage, Image, ImageCache, ImageError, ImageLimits, ImageOptions,
+    Mmproj, PanAndScan,
 };
 
 /// The README's example compiles.

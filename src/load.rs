@@ -3,36 +3,38 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use gemma3_core::checkpoint::{Checkpoint, CheckpointError, GgufMetadata};
-use gemma3_core::config::{self, ModelConfig, VisionConfig};
+use gemma3_core::checkpoint::{Checkpoint, CheckpointError, GgufMetadata, Warning, WarningKind};
+use gemma3_core::config::{self, ConfigError, ModelConfig, VisionConfig};
 use gemma3_core::model::LoadProgress;
 use gemma3_tokenizer::{GgufVocabulary, ImageTokens, Tokenizer, special};
-use gemma3_vision::{Mmproj, PreprocessorConfig};
+use gemma3_vision::{Mmproj, PreprocessorConfig, VisionWeights};
+use serde_json::Value;
 
 use crate::Error;
+use crate::neighbours::{Neighbour, invalid, path_beside};
 
-/// The tokenizer of a GGUF file, or the `tokenizer.json` beside the weights.
+/// The tokenizer of a GGUF file, or the `tokenizer.json` beside the weights. What lies beside a GGUF file that has
+/// a vocabulary is not looked at.
 pub(crate) fn tokenizer(path: &Path, checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
-    let folder = if path.is_dir() { Some(path) } else { path.parent() };
-    let file = folder.map(|folder| folder.join("tokenizer.json")).filter(|file| file.is_file());
     let source = checkpoint.source();
     let from_gguf = checkpoint.gguf().map(gguf_vocabulary).transpose();
     let from_gguf = from_gguf.map_err(|error| match error {
         Error::Config(error) => CheckpointError::Config { file: source.to_owned(), source: error }.into(),
         other => other,
     })?;
-    match (from_gguf.flatten(), file) {
-        (Some(vocabulary), _) => Ok(Tokenizer::from_gguf(vocabulary).map_err(|error| error.in_file(source))?),
-        (None, Some(file)) => Ok(Tokenizer::from_file(file)?),
-        (None, None) => {
-            Err(Error::NoTokenizer { path: path.to_owned(), advice: advice_without_tokenizer(folder) })
-        }
+    if let Some(vocabulary) = from_gguf.flatten() {
+        return Ok(Tokenizer::from_gguf(vocabulary).map_err(|error| error.in_file(source))?);
     }
+    let file = path_beside(path, "tokenizer.json");
+    if !file.is_file() {
+        return Err(Error::NoTokenizer { path: path.to_owned(), advice: advice_without_tokenizer(path) });
+    }
+    Ok(Tokenizer::from_file(file)?)
 }
 
 /// What to do about a missing tokenizer.json: `tokenizer.model` holds the same vocabulary in a form that isn't read.
-fn advice_without_tokenizer(folder: Option<&Path>) -> &'static str {
-    match folder.is_some_and(|folder| folder.join("tokenizer.model").is_file()) {
+fn advice_without_tokenizer(path: &Path) -> &'static str {
+    match path_beside(path, "tokenizer.model").is_file() {
         true => {
             "`tokenizer.model` is the SentencePiece form of it, which isn't read: take tokenizer.json from the \
              model's page, or write it with transformers (`AutoTokenizer.from_pretrained(folder)`, then \
@@ -42,31 +44,93 @@ fn advice_without_tokenizer(folder: Option<&Path>) -> &'static str {
     }
 }
 
-/// The chat template beside the weights of a folder, in the three places where it has been put.
-pub(crate) fn chat_template(path: &Path) -> Option<String> {
-    let folder = if path.is_dir() { path } else { path.parent()? };
-    if let Ok(template) = std::fs::read_to_string(folder.join("chat_template.jinja")) {
-        return Some(template);
+/// Where a folder may have a chat template; the first one counts.
+const CHAT_TEMPLATES: [&str; 3] = ["chat_template.jinja", "tokenizer_config.json", "chat_template.json"];
+
+/// The chat template of a GGUF file, which is the one in it or none, or the one beside the weights of a folder.
+pub(crate) fn chat_template(path: &Path, checkpoint: &Checkpoint) -> Result<Option<String>, Error> {
+    if let Some(metadata) = checkpoint.gguf() {
+        let template = metadata.str("tokenizer.chat_template").map_err(|source| in_file(path, source))?;
+        return Ok(template.map(str::to_owned));
     }
-    ["tokenizer_config.json", "chat_template.json"].into_iter().find_map(|name| {
-        let text = std::fs::read_to_string(folder.join(name)).ok()?;
-        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-        json.get("chat_template")?.as_str().map(str::to_owned)
-    })
+    for name in CHAT_TEMPLATES {
+        let Some(file) = Neighbour::find(path, name)? else { continue };
+        if name.ends_with(".jinja") {
+            return Ok(Some(file.text));
+        }
+        let template = template_in(&file.json()?).map_err(|source| file.refused(source))?;
+        if template.is_some() {
+            return Ok(template);
+        }
+    }
+    Ok(None)
 }
 
-/// The settings of preprocessing beside the weights, in the two places where they have been put; `None` if
-/// there are none.
-pub(crate) fn preprocessor(path: &Path) -> Result<Option<PreprocessorConfig>, Error> {
-    let Some(folder) = (if path.is_dir() { Some(path) } else { path.parent() }) else { return Ok(None) };
-    if let Ok(text) = std::fs::read_to_string(folder.join("preprocessor_config.json")) {
-        return Ok(Some(PreprocessorConfig::from_json(&text)?));
+/// The template in the JSON of a `tokenizer_config.json` or `chat_template.json`; `None` if it has none.
+fn template_in(json: &Value) -> Result<Option<String>, ConfigError> {
+    match json.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(template)) => Ok(Some(template.clone())),
+        Some(other) => Err(invalid("chat_template", "a Jinja template as a string", other)),
     }
-    // transformers 5 writes one file for text and images.
-    let Ok(text) = std::fs::read_to_string(folder.join("processor_config.json")) else { return Ok(None) };
-    let json: Option<serde_json::Value> = serde_json::from_str(&text).ok();
-    let settings = json.as_ref().and_then(|json| json.get("image_processor"));
-    Ok(settings.map(|settings| PreprocessorConfig::from_json(&settings.to_string())).transpose()?)
+}
+
+/// A warning where the tokenizer comes from beside a GGUF file, and a chat template that lies there too does not
+/// count.
+pub(crate) fn ignored_template(path: &Path, checkpoint: &Checkpoint) -> Option<Warning> {
+    let metadata = checkpoint.gguf()?;
+    let has = |key| metadata.keys().any(|other| other == key);
+    if has("tokenizer.ggml.tokens") || has("tokenizer.chat_template") {
+        return None;
+    }
+    let file = CHAT_TEMPLATES.into_iter().map(|name| path_beside(path, name)).find(|file| file.exists())?;
+    let problem = "not read, because the chat template of a GGUF file is the one in it";
+    let effect = "the model counts as one without a chat template";
+    Some(Warning::new(WarningKind::IgnoredFile, file.display().to_string(), problem, effect))
+}
+
+/// The settings of preprocessing beside the weights of a model that sees, in the two places where they have been
+/// put; `None` if there are none. Beside a model that takes text only they are not looked at.
+pub(crate) fn preprocessor(
+    path: &Path,
+    checkpoint: &Checkpoint,
+) -> Result<Option<PreprocessorConfig>, Error> {
+    let Some(encoder) = VisionWeights::in_checkpoint(checkpoint) else { return Ok(None) };
+    // transformers 5 writes one file for text and images, and where it did, reads no other.
+    if let Some(file) = Neighbour::find(path, "processor_config.json")? {
+        match file.json()?.get("image_processor") {
+            None | Some(Value::Null) => {}
+            Some(settings @ Value::Object(_)) => {
+                return Ok(Some(settings_in(&file, &settings.to_string(), &encoder)?));
+            }
+            Some(other) => return Err(file.refused(invalid("image_processor", "an object", other))),
+        }
+    }
+    let Some(file) = Neighbour::find(path, "preprocessor_config.json")? else { return Ok(None) };
+    Ok(Some(settings_in(&file, &file.text, &encoder)?))
+}
+
+/// The settings in (a part of) a file, which must be those of the encoder.
+fn settings_in(
+    file: &Neighbour,
+    json: &str,
+    encoder: &VisionWeights<'_>,
+) -> Result<PreprocessorConfig, Error> {
+    let settings = PreprocessorConfig::from_json(json).map_err(|source| file.refused(source))?;
+    let expected = encoder.config().image_size;
+    if settings.image_size != expected {
+        return Err(file.refused(ConfigError::InvalidField {
+            field: "size".to_owned(),
+            expected: format!("{expected}x{expected} pixels, for which the image encoder is made"),
+            found: format!("{0}x{0}", settings.image_size),
+        }));
+    }
+    Ok(settings)
+}
+
+/// An error about what a file says, with its name.
+fn in_file(path: &Path, source: ConfigError) -> Error {
+    CheckpointError::Config { file: path.display().to_string(), source }.into()
 }
 
 /// The published models' preprocessing, at the encoder's size.

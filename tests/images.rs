@@ -74,7 +74,7 @@ fn a_file_its_bytes_and_its_pixels_are_the_same_image() {
     for same in [bytes, pixels, rgba] {
         assert_eq!(vectors(&encode(&gemma, &same)), expected);
     }
-    let on_white = Image::from_rgba8(width, height, &with_alpha, Alpha::OnWhite).expect("an image");
+    let on_white = Image::from_rgba8(width, height, &with_alpha, Alpha::ON_WHITE).expect("an image");
     assert_ne!(vectors(&encode(&gemma, &on_white)), expected);
 }
 
@@ -432,7 +432,10 @@ fn a_gguf_file_sees_with_its_mmproj_file() {
     let mut reported = Vec::new();
     let mut progress = |progress: gemma3::LoadProgress| reported.push(progress);
     let options = LoadOptions { progress: Some(&mut progress), ..common::exact() };
-    // The encoder is made for 56 pixels a side; the tiny folder says so, GGUF files carry it themselves.
+    // The encoder is made for 56 pixels a side; the tiny folder says so, GGUF files carry it themselves and need no
+    // neighbour for it.
+    std::fs::write(folder.path().join("preprocessor_config.json"), "{").expect("a file");
+    std::fs::write(folder.path().join("processor_config.json"), "{").expect("a file");
     let pair = Gemma3::load_with_mmproj(&text, &mmproj, &device, options).expect("two files");
     let last = reported.last().expect("progress");
     assert_eq!(last.loaded_bytes, last.total_bytes);

@@ -234,6 +234,10 @@ fn a_full_context_stops_a_chat_or_drops_the_oldest_turns() {
     let error =
         (0..20).find_map(|_| stopping.answer("to the inn").err()).expect("the context is full at last");
     assert!(matches!(error, Error::ConversationTooLong { capacity: 150, .. }), "{error}");
+    assert!(
+        error.to_string().ends_with("choose to drop the oldest turns (`WhenFull::DropOldest`)"),
+        "{error}"
+    );
 
     let mut dropping = start(WhenFull::DropOldest);
     for _ in 0..20 {
@@ -246,7 +250,11 @@ fn a_full_context_stops_a_chat_or_drops_the_oldest_turns() {
     assert!(messages.len() < 41, "old turns are gone");
     // A question that never fits is refused, and nothing is lost.
     let before = dropping.messages().count();
-    assert!(matches!(dropping.answer("inn ".repeat(200)), Err(Error::ConversationTooLong { .. })));
+    let error = dropping.answer("inn ".repeat(200)).expect_err("too long");
+    assert!(matches!(error, Error::ConversationTooLong { when_full: WhenFull::DropOldest, .. }), "{error}");
+    // It does not advise what was chosen already.
+    assert!(!error.to_string().contains("DropOldest"), "{error}");
+    assert!(error.to_string().ends_with("or the question or the system prompt shorter"), "{error}");
     assert_eq!(dropping.messages().count(), before);
 }
 

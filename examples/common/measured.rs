@@ -1,12 +1,11 @@
 //! Running a stream to its end while measuring it.
 
-use std::io::Write;
 use std::time::Instant;
 
 use gemma3::{AnswerStream, Error, FinishReason, Piece, TextStream};
 use serde_json::{Value, json};
 
-use super::peak_rss_bytes;
+use super::{peak_rss_bytes, show};
 
 /// What the streams of the library have in common.
 pub trait Stream: Iterator<Item = Result<Piece, Error>> {
@@ -61,8 +60,7 @@ impl Measured {
                 ttft_s = start.elapsed().as_secs_f64();
             }
             if print {
-                print!("{}", piece.text);
-                std::io::stdout().flush()?;
+                show(&piece.text)?;
             }
             text += &piece.text;
             ids.extend(piece.token.map(|token| token.id));

@@ -8,7 +8,7 @@ use gemma3::hub::{self, DefaultModelOptions, FetchOptions, ModelId, Progress};
 use gemma3::{Gemma3, GenerateOptions, LoadOptions, SessionOptions, device};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{ModelArguments, Outcome};
+use super::{ModelArguments, Outcome, note};
 
 /// A model and what loading it took.
 pub struct Loaded {
@@ -49,7 +49,7 @@ pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
     let load_s = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
     for warning in gemma.warnings() {
-        eprintln!("note: {warning}");
+        note!("note: {warning}");
     }
     Ok(Loaded { gemma, path, load_s })
 }
@@ -74,7 +74,7 @@ pub fn warm_up(gemma: &Gemma3, session: &SessionOptions, options: &GenerateOptio
 pub fn obtain(model: Option<&str>) -> Result<PathBuf, Box<dyn Error>> {
     let bar = bar();
     let mut progress = |progress: Progress<'_>| match progress {
-        Progress::Step(what) => bar.suspend(|| eprintln!("{what}")),
+        Progress::Step(what) => bar.suspend(|| note!("{what}")),
         Progress::Bytes { what, done, total } => {
             bar.set_message(what.to_owned());
             bar.set_length(total);
@@ -85,7 +85,7 @@ pub fn obtain(model: Option<&str>) -> Result<PathBuf, Box<dyn Error>> {
     let Some(model) = model else {
         let obtained = hub::default_model(&DefaultModelOptions::default(), &mut progress)?;
         bar.finish_and_clear();
-        eprintln!("{}", obtained.note);
+        note!("{}", obtained.note);
         return Ok(obtained.path);
     };
     if Path::new(model).exists() {
@@ -96,7 +96,7 @@ pub fn obtain(model: Option<&str>) -> Result<PathBuf, Box<dyn Error>> {
     };
     let path = hub::fetch(&id.to_string(), &FetchOptions::default(), &mut progress)?;
     bar.finish_and_clear();
-    eprintln!("{id} from the Hugging Face Hub; Gemma's terms of use apply: {}", hub::GEMMA_TERMS);
+    note!("{id} from the Hugging Face Hub; Gemma's terms of use apply: {}", hub::GEMMA_TERMS);
     Ok(path)
 }
 

@@ -87,7 +87,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    common::run(|| run(&Arguments::parse()))
+    common::run(run)
 }
 
 fn run(arguments: &Arguments) -> Outcome {
@@ -116,7 +116,7 @@ fn run(arguments: &Arguments) -> Outcome {
     if scored == 0 {
         return Err("nothing to score: the text is empty, or --tokens or --window is 0".into());
     }
-    let report = Report::new(first.weight_bytes(), scored, arguments);
+    let report = Report::new(first.weight_bytes(), scored, arguments)?;
     let at_once = if arguments.one_at_a_time { 1 } else { candidates.len() };
     for (round, candidates) in candidates.chunks(at_once).enumerate() {
         let mut rows = Vec::with_capacity(candidates.len());
@@ -127,9 +127,11 @@ fn run(arguments: &Arguments) -> Outcome {
         score(&mut first, &mut rows, &windows, chunk)?;
         measure_speeds(&mut first, &mut rows, arguments.repetitions)?;
         if round == 0 {
-            report.print(&first);
+            report.print(&first)?;
         }
-        rows.iter().for_each(|row| report.print(row));
+        for row in &rows {
+            report.print(row)?;
+        }
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::Arguments;
+use crate::common::{OutputError, out};
 use crate::divergence::Summary;
 use crate::row::Row;
 
@@ -16,13 +17,13 @@ pub struct Report<'a> {
 
 impl<'a> Report<'a> {
     /// Prints the head of the table, unless it is to be JSON.
-    pub fn new(baseline_bytes: u64, positions: usize, arguments: &'a Arguments) -> Self {
+    pub fn new(baseline_bytes: u64, positions: usize, arguments: &'a Arguments) -> Result<Self, OutputError> {
         if !arguments.json {
             let Arguments { text, window, chunk, .. } = arguments;
             let text = text.display();
-            println!("{positions} tokens of {text}, windows of {window}, {chunk} at once");
-            println!("KL: divergence from the first row in nats; speeds in tokens per second\n");
-            println!(
+            out!("{positions} tokens of {text}, windows of {window}, {chunk} at once")?;
+            out!("KL: divergence from the first row in nats; speeds in tokens per second\n")?;
+            out!(
                 "{:<28}  {:<16}  {:<5}  {:>7}  {:>5}  {:>8}  {:>7}  {:>10}  {:>9}  {:>9}  {:>8}",
                 "model",
                 "weights",
@@ -35,20 +36,20 @@ impl<'a> Report<'a> {
                 "mean KL",
                 "99% KL",
                 "same top"
-            );
+            )?;
         }
-        Self { baseline_bytes, positions, arguments }
+        Ok(Self { baseline_bytes, positions, arguments })
     }
 
     /// Prints one row.
-    pub fn print(&self, row: &Row) {
+    pub fn print(&self, row: &Row) -> Result<(), OutputError> {
         let bytes = row.weight_bytes();
         let size = bytes as f64 / self.baseline_bytes as f64;
         let (prefill, decode) = (median(&row.prefill), median(&row.decode));
         let (model, weights) = (row.candidate.model_name(), row.candidate.format_name());
         let mode = row.candidate.mode_name();
         let Some(Summary { perplexity, mean_kl, kl_99, same_top }) = Summary::of(&row.comparisons) else {
-            return;
+            return Ok(());
         };
         if self.arguments.json {
             let line = json!({
@@ -67,11 +68,10 @@ impl<'a> Report<'a> {
                 "window": self.arguments.window,
                 "chunk": self.arguments.chunk,
             });
-            println!("{line}");
-            return;
+            return out!("{line}");
         }
         let speed = |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
-        println!(
+        out!(
             "{model:<28}  {weights:<16}  {mode:<17}  {:>7.1}  {size:>5.3}  {:>8}  {:>7}  {perplexity:>10.3}  {:>9}  {:>9}  {:>7.2}%",
             bytes as f64 / 1e6,
             speed(prefill),
@@ -79,7 +79,7 @@ impl<'a> Report<'a> {
             nats(mean_kl),
             nats(kl_99),
             100.0 * same_top,
-        );
+        )
     }
 }
 

@@ -37,6 +37,17 @@ pub enum TokenizerError {
         bytes: Option<u64>,
     },
 
+    /// The file is larger than any real one.
+    #[error("{}: expected at most {limit} bytes, found {found}; this is not a tokenizer.json", path.display())]
+    FileTooLarge {
+        /// The file asked for.
+        path: PathBuf,
+        /// The most that is read.
+        limit: u64,
+        /// Its size.
+        found: u64,
+    },
+
     /// The bytes are not a tokenizer.json: not JSON, truncated, or fields of another shape.
     #[error(
         "not a tokenizer.json: {source}; fetch the file again, or convert it with Hugging Face's tokenizers"

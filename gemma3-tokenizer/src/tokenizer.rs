@@ -1,6 +1,8 @@
 //! [`Tokenizer`]: text to ids and back.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -93,16 +95,31 @@ struct Inner {
     chat_template: Option<String>,
 }
 
+/// Far above every real file (Gemma's has 33 MB); what is larger is not read.
+const MAX_FILE_BYTES: u64 = 512 << 20;
+
+fn read_file(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+    let unreadable = |source| TokenizerError::Read { path: path.into(), source };
+    let file = File::open(path).map_err(unreadable)?;
+    let found = file.metadata().map_err(unreadable)?.len();
+    if found > MAX_FILE_BYTES {
+        return Err(TokenizerError::FileTooLarge { path: path.into(), limit: MAX_FILE_BYTES, found });
+    }
+    let mut bytes = Vec::new();
+    // Bounded once more: what is no regular file has a length of 0 and may never end.
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
+}
+
 impl Tokenizer {
     /// Loads a tokenizer.json.
     ///
     /// # Errors
-    /// [`TokenizerError::InFile`] with what [`Tokenizer::from_bytes`] says, and if the file cannot be read.
+    /// [`TokenizerError::InFile`] with what [`Tokenizer::from_bytes`] says, and if the file cannot be read or is
+    /// larger than any real one.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let path = path.as_ref();
-        let bytes =
-            std::fs::read(path).map_err(|source| TokenizerError::Read { path: path.into(), source })?;
-        Self::from_bytes(&bytes).map_err(|error| error.in_file(path.display().to_string()))
+        Self::from_bytes(&read_file(path)?).map_err(|error| error.in_file(path.display().to_string()))
     }
 
     /// Loads the content of a tokenizer.json. Its model must be a BPE; normalizer, pre-tokenizer

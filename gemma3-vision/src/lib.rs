@@ -48,7 +48,7 @@ pub use encode::{EncodeOptions, EncodedImage};
 pub use error::VisionError;
 pub use model::{VisionLoadOptions, VisionModel};
 pub use preprocess::{
-    Alpha, Crop, Image, ImageError, ImageLimits, PanAndScan, Preprocessor, PreprocessorConfig,
+    Alpha, Crop, Image, ImageError, ImageLimits, ImageOptions, PanAndScan, Preprocessor, PreprocessorConfig,
 };
 pub use soft_tokens::{SoftTokens, SoftTokensError, place};
 pub use stages::Stage;

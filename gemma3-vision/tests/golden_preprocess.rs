@@ -52,7 +52,7 @@ fn image_of(key: &str) -> Option<Image> {
     match key.split_once('#') {
         Some((name, "on-white")) => {
             let (width, height, pixels) = open_rgba(name)?;
-            Some(Image::from_rgba8(width, height, &pixels, Alpha::OnWhite).expect("an image"))
+            Some(Image::from_rgba8(width, height, &pixels, Alpha::ON_WHITE).expect("an image"))
         }
         Some((name, "high-byte")) => open(name),
         Some((_, "ignoring-exif")) => None,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use build_png::{GRAY, GRAY_ALPHA, PALETTE, RGB, png};
 use count_allocations::peak_bytes;
-use gemma3_vision::{Alpha, Image, ImageError, ImageLimits, Preprocessor, PreprocessorConfig};
+use gemma3_vision::{Alpha, Image, ImageError, ImageLimits, ImageOptions, Preprocessor, PreprocessorConfig};
 
 /// The colours of the fixtures' quadrants: upper left, upper right, lower left, lower right.
 const QUADRANTS: [[u8; 3]; 4] = [[200, 30, 40], [30, 180, 60], [40, 60, 220], [230, 220, 70]];
@@ -140,7 +140,9 @@ fn a_colour_profile_that_inflates_without_end_is_left_out() {
 #[test]
 fn the_limits_are_the_callers() {
     let png = small_png();
-    let decode = |limits| Image::decode_with(&png, &limits);
+    let decode_with =
+        |png: &[u8], limits| Image::decode_with(png, &ImageOptions { limits, ..ImageOptions::default() });
+    let decode = |limits| decode_with(&png, limits);
     let tight =
         ImageLimits { max_encoded_bytes: png.len() as u64, max_width: 8, max_height: 8, max_pixels: 64 };
     assert_eq!(decode(tight).expect("exactly within the limits").width(), 8);
@@ -168,7 +170,7 @@ fn the_limits_are_the_callers() {
     };
     assert_eq!(decode(endless).expect("within no limits").width(), 8);
     let bomb = gray_png(u32::MAX >> 1, 1);
-    let error = refused("no limits", Image::decode_with(&bomb, &endless), "make it smaller");
+    let error = refused("no limits", decode_with(&bomb, endless), "make it smaller");
     assert!(matches!(error, ImageError::SideTooLong { max_width: Image::MAX_SIDE, .. }), "{error}");
 }
 
@@ -316,6 +318,7 @@ fn an_animation_whose_frame_has_another_size_than_its_bitstream_is_refused() {
 #[test]
 fn images_with_wrong_bytes_stay_within_the_limits() {
     let limits = ImageLimits { max_pixels: 1 << 14, ..ImageLimits::default() };
+    let options = ImageOptions { limits, ..ImageOptions::default() };
     let names =
         ["quadrants.jpg", "progressive.jpg", "cmyk.jpg", "lossy.webp", "lossless.webp", "animated.webp"];
     let mut files: Vec<Vec<u8>> = names.into_iter().map(fixture).collect();
@@ -332,7 +335,7 @@ fn images_with_wrong_bytes_stay_within_the_limits() {
             let place = random(bytes.len());
             bytes[place] = random(256) as u8;
         }
-        let (peak, result) = peak_bytes(|| Image::decode_with(&bytes, &limits));
+        let (peak, result) = peak_bytes(|| Image::decode_with(&bytes, &options));
         // A part of a lossy WebP may claim 16 MiB, which its decoder allocates before it reads.
         assert!(peak < 20 << 20, "held {peak} bytes: {bytes:?}");
         match result {
@@ -497,7 +500,7 @@ fn raw_pixels_of_another_length_are_refused() {
         };
         assert_eq!((expected, found), (12, length as u64));
     }
-    for alpha in [Alpha::Drop, Alpha::OnWhite] {
+    for alpha in [Alpha::Drop, Alpha::ON_WHITE] {
         let error = refused("RGBA", Image::from_rgba8(2, 2, &[0; 12], alpha), advice);
         assert!(matches!(error, ImageError::WrongBufferLength { expected: 16, found: 12, .. }), "{error}");
     }

@@ -9,7 +9,7 @@ mod tiny;
 
 use std::collections::BTreeMap;
 
-use build_gguf::{GgufBuilder, f32_value, string_value, u32_value};
+use build_gguf::{GgufBuilder, array_value, f32_value, string_value, u32_value};
 use common::{assert_close, devices, golden};
 use gemma3_core::Device;
 use gemma3_core::checkpoint::{Checkpoint, CheckpointError, TensorFormat};
@@ -168,6 +168,34 @@ fn files_that_are_no_image_encoder_of_gemma_say_so() {
         assert!(error.contains("scale_factor"), "{error}");
     }
     assert!(matches!(Mmproj::from_bytes(vec![1, 2, 3]), Err(MmprojError::Checkpoint(_))));
+}
+
+#[test]
+fn the_preprocessing_of_an_mmproj_file_is_the_one_it_states() {
+    let Some(tiny) = Tiny::open() else { return };
+    let numbers = |values: &[f32]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        array_value(6, values.len() as u64, &bytes)
+    };
+    let open = |builder: GgufBuilder| Mmproj::from_bytes(builder.build());
+    let silent = open(mmproj(&tiny, false)).expect("an mmproj file");
+    let published = PreprocessorConfig { image_size: 56, ..PreprocessorConfig::gemma3() };
+    assert_eq!(*silent.preprocessor(), published);
+    let stated = mmproj(&tiny, false)
+        .set("clip.vision.image_mean", numbers(&[0.25, 0.5, 0.75]))
+        .set("clip.vision.image_std", numbers(&[0.5, 1.0, 2.0]));
+    let (image_mean, image_std) = ([0.25, 0.5, 0.75], [0.5, 1.0, 2.0]);
+    let expected = PreprocessorConfig { image_mean, image_std, ..published };
+    assert_eq!(*open(stated).expect("an mmproj file").preprocessor(), expected);
+    for (field, values) in [
+        ("clip.vision.image_mean", &[0.5, 0.5][..]),
+        ("clip.vision.image_std", &[0.5, 0.0, 0.5]),
+        ("clip.vision.image_mean", &[f32::NAN, 0.5, 0.5]),
+    ] {
+        let error = open(mmproj(&tiny, false).set(field, numbers(values))).expect_err(field).to_string();
+        let name = field.trim_start_matches("clip.vision.");
+        assert!(error.starts_with("GGUF in memory: ") && error.contains(name), "{error}");
+    }
 }
 
 fn load_error(weights: &VisionWeights<'_>, preprocessor: PreprocessorConfig) -> VisionError {

@@ -50,6 +50,16 @@ pub enum CheckpointError {
         /// Its size.
         found: u64,
     },
+    /// A text file is not UTF-8.
+    #[error(
+        "{path}: expected UTF-8 text, found other bytes at byte {valid_up_to}; download it again, or save it as UTF-8"
+    )]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// How many bytes are text.
+        valid_up_to: usize,
+    },
     /// The file is neither safetensors nor GGUF.
     #[error(
         "{path}: expected a Hugging Face folder, a .safetensors file or a .gguf file, found \

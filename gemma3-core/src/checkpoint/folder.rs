@@ -8,7 +8,7 @@ use super::foreign::{FileKind, adapter, quantized, shown, stand_in};
 use super::shards::{self, Index};
 use super::tensors::TensorTable;
 use super::{CheckpointBytes, CheckpointError, safetensors};
-use crate::config::{ConfigError, GenerationConfig, ModelConfig};
+use crate::config::{GenerationConfig, ModelConfig};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -160,22 +160,30 @@ pub(super) fn file_names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Reads a text file of at most `limit` bytes.
-pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, CheckpointError> {
+/// The text of a file beside the weights, of at most `limit` bytes.
+///
+/// # Errors
+/// [`CheckpointError`]: a path that is no readable regular file, more bytes, or bytes that aren't UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String, CheckpointError> {
     let metadata = std::fs::metadata(path).map_err(|error| CheckpointError::io(path, error))?;
     if !metadata.is_file() {
         return Err(CheckpointError::NotARegularFile { path: path.to_owned() });
     }
-    let label = path.display().to_string();
+    let too_large = |found| CheckpointError::FileTooLarge { file: path.display().to_string(), limit, found };
     if metadata.len() > limit {
-        return Err(CheckpointError::FileTooLarge { file: label, limit, found: metadata.len() });
+        return Err(too_large(metadata.len()));
     }
     let file = File::open(path).map_err(|error| CheckpointError::io(path, error))?;
     let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).map_err(|error| CheckpointError::io(path, error))?;
-    stand_in::reject(&label, &bytes)?;
-    String::from_utf8(bytes).map_err(|error| {
-        let problem = format!("{error}");
-        CheckpointError::config(&label, ConfigError::Json { problem })
+    // Bounded once more: the file may have grown meanwhile.
+    let most = limit.saturating_add(1);
+    file.take(most).read_to_end(&mut bytes).map_err(|error| CheckpointError::io(path, error))?;
+    if bytes.len() as u64 > limit {
+        return Err(too_large(bytes.len() as u64));
+    }
+    stand_in::reject(&path.display().to_string(), &bytes)?;
+    String::from_utf8(bytes).map_err(|error| CheckpointError::NotText {
+        path: path.to_owned(),
+        valid_up_to: error.utf8_error().valid_up_to(),
     })
 }

@@ -34,6 +34,7 @@ use std::sync::Arc;
 use crate::config::{GenerationConfig, ImageTokens, ModelConfig, TextConfig, VisionConfig};
 
 pub use error::CheckpointError;
+pub use folder::read_text;
 pub use format::{FormatError, TensorFormat};
 pub use gguf::{GgufError, GgufFile, GgufMetadata, GgufStrings};
 pub use names::{LayerTensor, TextTensor};

@@ -4,7 +4,7 @@
 //! - `GEMMA3_GOLDENS`: folder of the goldens (default: `tests/fixtures` of the workspace). A file that
 //!   it lacks is skipped by name.
 //! - `GEMMA3_DEVICES`: comma-separated names of the devices to run on (default: all that are built in).
-//! - `GEMMA3_REQUIRE`: comma-separated names of devices, `model`, `tokenizer`: if one of these is
+//! - `GEMMA3_REQUIRE`: comma-separated names of devices, `model`, `tokenizer`, `examples`: if one of these is
 //!   missing, the test fails instead of skipping it.
 #![allow(dead_code)] // Each test file uses a part.
 

@@ -12,7 +12,7 @@ use ::image::codecs::{jpeg::JpegDecoder, png::PngDecoder, webp::WebPDecoder};
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, Limits, RgbImage};
 
-use super::{ImageError, ImageLimits, container};
+use super::{Alpha, ImageError, ImageLimits, ImageOptions, container};
 
 /// The formats that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,10 +64,10 @@ impl Format {
 }
 
 /// Width, height and pixels \[height, width, 3\] of an encoded image.
-pub(super) fn decode(encoded: &[u8], limits: &ImageLimits) -> Result<(u32, u32, Vec<u8>), ImageError> {
-    limits.check_encoded(encoded.len() as u64)?;
+pub(super) fn decode(encoded: &[u8], options: &ImageOptions) -> Result<(u32, u32, Vec<u8>), ImageError> {
+    options.limits.check_encoded(encoded.len() as u64)?;
     let format = Format::of(encoded)?;
-    contained(format, || decode_as(format, encoded, limits))
+    contained(format, || decode_as(format, encoded, options))
 }
 
 /// Turns a panic of a decoder into an error: bugs in them that hostile bytes reach are not to end the host.
@@ -83,26 +83,26 @@ fn contained<T>(
 fn decode_as(
     format: Format,
     encoded: &[u8],
-    limits: &ImageLimits,
+    options: &ImageOptions,
 ) -> Result<(u32, u32, Vec<u8>), ImageError> {
     match format {
         Format::Png => {
             // The decoder reads more than the size before it can be asked for it.
             let (width, height) = png_size(encoded)?;
-            limits.check_size(width, height)?;
-            let allowed = allowed(encoded, width, limits);
+            options.limits.check_size(width, height)?;
+            let allowed = allowed(encoded, width, &options.limits);
             let decoder = PngDecoder::with_limits(Cursor::new(encoded), allowed);
-            pixels(format, decoder.map_err(|error| refused(format, error))?, encoded, limits)
+            pixels(format, decoder.map_err(|error| refused(format, error))?, encoded, options)
         }
         Format::Jpeg => {
             container::check_jpeg(encoded)?;
             let decoder = JpegDecoder::new(Cursor::new(encoded));
-            pixels(format, decoder.map_err(|error| refused(format, error))?, encoded, limits)
+            pixels(format, decoder.map_err(|error| refused(format, error))?, encoded, options)
         }
         Format::WebP => {
             let file = container::check_webp(encoded)?;
             let decoder = WebPDecoder::new(Cursor::new(file));
-            pixels(format, decoder.map_err(|error| refused(format, error))?, encoded, limits)
+            pixels(format, decoder.map_err(|error| refused(format, error))?, encoded, options)
         }
     }
 }
@@ -132,19 +132,20 @@ fn pixels(
     format: Format,
     mut decoder: impl ImageDecoder,
     encoded: &[u8],
-    limits: &ImageLimits,
+    options: &ImageOptions,
 ) -> Result<(u32, u32, Vec<u8>), ImageError> {
     let refused = |error| refused(format, error);
     let (width, height) = decoder.dimensions();
-    limits.check_size(width, height)?;
-    decoder.set_limits(allowed(encoded, width, limits)).map_err(refused)?;
+    options.limits.check_size(width, height)?;
+    decoder.set_limits(allowed(encoded, width, &options.limits)).map_err(refused)?;
     let orientation = orientation(&mut decoder).map_err(refused)?;
     let colours = decoder.color_type();
     // In proportion to the checked size.
     let mut samples = vec![0; usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX)];
     decoder.read_image(&mut samples).map_err(refused)?;
     let channels = usize::from(colours.channel_count());
-    let pixels = rgb8(samples, channels, usize::from(colours.bytes_per_pixel()) / channels.max(1));
+    let sample_bytes = usize::from(colours.bytes_per_pixel()) / channels.max(1);
+    let pixels = rgb8(samples, channels, sample_bytes, options.alpha);
     upright(width, height, pixels, orientation).ok_or_else(|| ImageError::Damaged {
         format: format.name(),
         problem: format!("the decoder did not return {width}x{height} pixels"),
@@ -160,7 +161,7 @@ fn orientation(decoder: &mut impl ImageDecoder) -> Result<Orientation, ::image::
 }
 
 /// Samples of 1 (gray) to 4 channels to RGB of 8 bits.
-fn rgb8(samples: Vec<u8>, channels: usize, sample_bytes: usize) -> Vec<u8> {
+fn rgb8(samples: Vec<u8>, channels: usize, sample_bytes: usize, alpha: Alpha) -> Vec<u8> {
     // Pillow keeps the high byte of 16 bits, where `image` rounds.
     let samples = match sample_bytes {
         2 => samples.as_chunks().0.iter().map(|sample| (u16::from_ne_bytes(*sample) >> 8) as u8).collect(),
@@ -168,15 +169,16 @@ fn rgb8(samples: Vec<u8>, channels: usize, sample_bytes: usize) -> Vec<u8> {
     };
     match channels {
         1 => samples.iter().flat_map(|gray| [*gray; 3]).collect(),
-        2 => samples.as_chunks().0.iter().flat_map(|[gray, _alpha]| [*gray; 3]).collect(),
-        4 => samples
-            .as_chunks()
-            .0
-            .iter()
-            .flat_map(|[red, green, blue, _alpha]| [*red, *green, *blue])
-            .collect(),
+        2 => samples.as_chunks().0.iter().flat_map(|[gray, a]| alpha.apply([*gray; 3], *a)).collect(),
+        4 => without_alpha(&samples, alpha),
         _ => samples,
     }
+}
+
+/// RGBA of 8 bits to RGB.
+pub(super) fn without_alpha(pixels: &[u8], alpha: Alpha) -> Vec<u8> {
+    let pixels = pixels.as_chunks().0.iter();
+    pixels.flat_map(|[red, green, blue, a]| alpha.apply([*red, *green, *blue], *a)).collect()
 }
 
 /// Turns an image. `None` if the pixels are not as many as its size asks for.
@@ -220,7 +222,7 @@ mod tests {
     #[test]
     fn sixteen_bits_keep_their_high_byte() {
         let samples: Vec<u8> = [0x12ff_u16, 0xff00].iter().flat_map(|sample| sample.to_ne_bytes()).collect();
-        assert_eq!(rgb8(samples.clone(), 1, 2), [0x12, 0x12, 0x12, 0xff, 0xff, 0xff]);
-        assert_eq!(rgb8(samples, 2, 2), [0x12, 0x12, 0x12]);
+        assert_eq!(rgb8(samples.clone(), 1, 2, Alpha::Drop), [0x12, 0x12, 0x12, 0xff, 0xff, 0xff]);
+        assert_eq!(rgb8(samples, 2, 2, Alpha::Drop), [0x12, 0x12, 0x12]);
     }
 }

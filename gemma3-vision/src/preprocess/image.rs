@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Crop, ImageError, ImageLimits, decode};
+use super::{Alpha, Crop, ImageError, ImageOptions, decode};
 
 /// An upright RGB image of 8 bits a channel. Cloning is cheap: clones share the pixels.
 #[derive(Clone, PartialEq, Eq)]
@@ -17,26 +17,12 @@ pub struct Image {
     pixels: Arc<[u8]>,
 }
 
-/// What becomes of the alpha channel of raw RGBA pixels.
-///
-/// [`Image::open`] and [`Image::decode`] always drop it: that is what transformers does with image files,
-/// and so what the models see in practice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Alpha {
-    /// Ignore it: the colours under transparent pixels show.
-    #[default]
-    Drop,
-    /// Composite on white, as transformers 5 does with a Pillow image in memory (4 drops there, too):
-    /// `round((colour * alpha + 255 * (255 - alpha)) / 255)`.
-    OnWhite,
-}
-
 impl Image {
     /// The longest side in pixels, 2^20: more than pictures have, and little enough that the sums of the
     /// resize are sure to fit their 32 bits.
     pub const MAX_SIDE: u32 = 1 << 20;
 
-    /// Reads a PNG, JPEG or WebP file, told apart by content, within [`ImageLimits::default`].
+    /// Reads a PNG, JPEG or WebP file, told apart by content, as [`ImageOptions::default`] says.
     ///
     /// See [`Self::decode`] for what is done to the pixels.
     ///
@@ -44,15 +30,16 @@ impl Image {
     ///
     /// A path that is no readable regular file, and the errors of [`Self::decode`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ImageError> {
-        Self::open_with(path, &ImageLimits::default())
+        Self::open_with(path, &ImageOptions::default())
     }
 
-    /// [`Self::open`] within other limits.
+    /// [`Self::open`] with other limits, or on a ground that shows where the image is transparent.
     ///
     /// # Errors
     ///
     /// As [`Self::open`].
-    pub fn open_with(path: impl AsRef<Path>, limits: &ImageLimits) -> Result<Self, ImageError> {
+    pub fn open_with(path: impl AsRef<Path>, options: &ImageOptions) -> Result<Self, ImageError> {
+        let limits = &options.limits;
         let path = path.as_ref();
         // Looked at before opening: opening a named pipe would wait for its writer.
         let metadata = std::fs::metadata(path).map_err(|error| ImageError::io(path, error))?;
@@ -65,10 +52,10 @@ impl Image {
         // Bounded once more: the file may grow meanwhile.
         let most = limits.max_encoded_bytes.saturating_add(1);
         file.take(most).read_to_end(&mut encoded).map_err(|error| ImageError::io(path, error))?;
-        Self::decode_with(&encoded, limits)
+        Self::decode_with(&encoded, options)
     }
 
-    /// Decodes a PNG, JPEG or WebP image, told apart by content, within [`ImageLimits::default`].
+    /// Decodes a PNG, JPEG or WebP image, told apart by content, as [`ImageOptions::default`] says.
     ///
     /// The orientation in its EXIF data is applied. Alpha is dropped, gray is replicated, palettes are looked
     /// up, CMYK is converted, 16-bit channels keep their high byte. Of an animation the first frame counts.
@@ -79,16 +66,16 @@ impl Image {
     ///
     /// Another format, more than the limits, a damaged or truncated image.
     pub fn decode(encoded: &[u8]) -> Result<Self, ImageError> {
-        Self::decode_with(encoded, &ImageLimits::default())
+        Self::decode_with(encoded, &ImageOptions::default())
     }
 
-    /// [`Self::decode`] within other limits.
+    /// [`Self::decode`] with other limits, or on a ground that shows where the image is transparent.
     ///
     /// # Errors
     ///
     /// As [`Self::decode`].
-    pub fn decode_with(encoded: &[u8], limits: &ImageLimits) -> Result<Self, ImageError> {
-        let (width, height, pixels) = decode::decode(encoded, limits)?;
+    pub fn decode_with(encoded: &[u8], options: &ImageOptions) -> Result<Self, ImageError> {
+        let (width, height, pixels) = decode::decode(encoded, options)?;
         Self::from_rgb8(width, height, pixels)
     }
 
@@ -111,14 +98,7 @@ impl Image {
     /// As [`Self::from_rgb8`].
     pub fn from_rgba8(width: u32, height: u32, pixels: &[u8], alpha: Alpha) -> Result<Self, ImageError> {
         check_raw(width, height, 4, pixels.len())?;
-        let pixels = pixels.as_chunks::<4>().0.iter();
-        let pixels: Vec<u8> = match alpha {
-            Alpha::Drop => pixels.flat_map(|[red, green, blue, _]| [*red, *green, *blue]).collect(),
-            Alpha::OnWhite => pixels
-                .flat_map(|[red, green, blue, alpha]| [*red, *green, *blue].map(|c| on_white(c, *alpha)))
-                .collect(),
-        };
-        Ok(Self::from_parts(width, height, pixels))
+        Ok(Self::from_parts(width, height, decode::without_alpha(pixels, alpha)))
     }
 
     /// Width in pixels, at least 1.
@@ -178,13 +158,6 @@ impl fmt::Debug for Image {
     }
 }
 
-/// A colour over white. Equals Pillow's `alpha_composite` on opaque white for every colour and alpha.
-fn on_white(colour: u8, alpha: u8) -> u8 {
-    let [colour, alpha] = [u32::from(colour), u32::from(alpha)];
-    // At most 255, as the sum is at most 255 * 255.
-    ((colour * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-}
-
 fn check_raw(width: u32, height: u32, channels: u32, found: usize) -> Result<(), ImageError> {
     if width == 0 || height == 0 {
         return Err(ImageError::ZeroSize { width, height });
@@ -207,12 +180,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alpha_is_dropped_or_composited_on_white() {
+    fn alpha_is_dropped_or_laid_on_a_colour() {
         let pixels = [10, 20, 30, 0, 10, 20, 30, 255, 10, 20, 30, 128];
         let dropped = Image::from_rgba8(3, 1, &pixels, Alpha::Drop).expect("an image");
         assert_eq!(dropped.pixels(), [10, 20, 30, 10, 20, 30, 10, 20, 30]);
-        let on_white = Image::from_rgba8(3, 1, &pixels, Alpha::OnWhite).expect("an image");
+        let on_white = Image::from_rgba8(3, 1, &pixels, Alpha::ON_WHITE).expect("an image");
         assert_eq!(on_white.pixels(), [255, 255, 255, 10, 20, 30, 132, 137, 142]);
+        let on_green = Image::from_rgba8(3, 1, &pixels, Alpha::On([0, 200, 100])).expect("an image");
+        assert_eq!(on_green.pixels(), [0, 200, 100, 10, 20, 30, 5, 110, 65]);
     }
 
     #[test]

@@ -20,22 +20,26 @@
 //! Images may come from anywhere: sizes are checked before anything is allocated for them
 //! ([`ImageLimits`]), and what can't be read whole is an error ([`ImageError`]).
 
+mod alpha;
 mod config;
 mod container;
 mod decode;
 mod error;
 mod image;
 mod limits;
+mod options;
 mod pan_and_scan;
 mod resize;
 
 use gemma3_core::config::ConfigError;
 use rayon::prelude::*;
 
+pub use alpha::Alpha;
 pub use config::PreprocessorConfig;
 pub use error::ImageError;
-pub use image::{Alpha, Image};
+pub use image::Image;
 pub use limits::ImageLimits;
+pub use options::ImageOptions;
 pub use pan_and_scan::{Crop, PanAndScan};
 
 /// Makes the vision tower's input of images. Runs on rayon's current thread pool.

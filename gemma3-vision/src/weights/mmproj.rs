@@ -8,6 +8,7 @@ use gemma3_core::config::{ConfigError, VisionConfig};
 
 use super::MmprojError;
 use super::names::{EncoderTensor, Parameter, VisionNames, VisionTensor};
+use crate::preprocess::PreprocessorConfig;
 
 const ARCHITECTURE: &str = "general.architecture";
 
@@ -17,6 +18,7 @@ pub struct Mmproj {
     file: GgufFile,
     config: VisionConfig,
     tokens_per_image: usize,
+    preprocessor: PreprocessorConfig,
     names: VisionNames,
 }
 
@@ -44,10 +46,11 @@ impl Mmproj {
         if file.metadata().str(ARCHITECTURE) == Ok(Some("gemma3")) {
             return Err(MmprojError::LanguageModel { file: label });
         }
-        let (config, tokens_per_image) =
-            read_config(file.metadata()).map_err(|source| MmprojError::Config { file: label, source })?;
+        let refused = |source| MmprojError::Config { file: label.clone(), source };
+        let (config, tokens_per_image) = read_config(file.metadata()).map_err(refused)?;
+        let preprocessor = read_preprocessor(file.metadata(), &config).map_err(refused)?;
         let names = VisionNames::Gguf { is_ffn_swapped: is_ffn_swapped(&file, &config) };
-        Ok(Self { file, config, tokens_per_image, names })
+        Ok(Self { file, config, tokens_per_image, preprocessor, names })
     }
 
     /// Sizes of the encoder.
@@ -58,6 +61,12 @@ impl Mmproj {
     /// Soft tokens an image.
     pub fn tokens_per_image(&self) -> usize {
         self.tokens_per_image
+    }
+
+    /// What pixels go through before the encoder: its size, and the file's mean and deviation or, where it has
+    /// none, the published models'.
+    pub fn preprocessor(&self) -> &PreprocessorConfig {
+        &self.preprocessor
     }
 
     pub(super) fn file(&self) -> &GgufFile {
@@ -109,6 +118,31 @@ fn read_config(metadata: &GgufMetadata) -> Result<(VisionConfig, usize), ConfigE
     }
     let tokens_per_side = side / factor;
     Ok((config, tokens_per_side * tokens_per_side))
+}
+
+fn read_preprocessor(
+    metadata: &GgufMetadata,
+    encoder: &VisionConfig,
+) -> Result<PreprocessorConfig, ConfigError> {
+    let channels = |name: &str| -> Result<Option<[f32; 3]>, ConfigError> {
+        let field = format!("clip.vision.{name}");
+        let Some(values) = metadata.f32s(&field)? else { return Ok(None) };
+        let channels = values.as_slice().try_into().map_err(|_| ConfigError::InvalidField {
+            field,
+            expected: "three numbers".to_owned(),
+            found: format!("{} numbers", values.len()),
+        })?;
+        Ok(Some(channels))
+    };
+    let published = PreprocessorConfig::gemma3();
+    let preprocessor = PreprocessorConfig {
+        image_size: encoder.image_size,
+        image_mean: channels("image_mean")?.unwrap_or(published.image_mean),
+        image_std: channels("image_std")?.unwrap_or(published.image_std),
+        ..published
+    };
+    preprocessor.validate()?;
+    Ok(preprocessor)
 }
 
 fn reject_other_files(metadata: &GgufMetadata) -> Result<(), ConfigError> {

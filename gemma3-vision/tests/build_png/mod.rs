@@ -1,10 +1,12 @@
 //! PNGs built byte by byte, so that tests can lie in every field. The pixels are stored without compression.
+#![allow(dead_code)] // Each test file uses a part.
 
 /// Colour types of the PNG specification.
 pub const GRAY: u8 = 0;
 pub const RGB: u8 = 2;
 pub const PALETTE: u8 = 3;
 pub const GRAY_ALPHA: u8 = 4;
+pub const RGBA: u8 = 6;
 
 /// A PNG of given size whose pixel data is `rows`, each of which is packed as its colour type and bits ask for.
 pub fn png(
