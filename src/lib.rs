@@ -71,6 +71,7 @@ mod options;
 mod question;
 mod stop_strings;
 mod text;
+mod text_decoder;
 
 pub use chat::{AnswerStream, Chat, ChatBuilder, WhenFull};
 pub use error::Error;
