@@ -39,6 +39,23 @@ pub enum Error {
     /// A conversation is not valid.
     #[error(transparent)]
     Chat(#[from] ChatError),
+    /// A file that holds the chat template, or says where it is, cannot be read.
+    #[error(
+        "cannot read the chat template in {}: {problem}; fetch the file again, or remove it to load the model without \
+         a template", path.display()
+    )]
+    ChatTemplateFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what was expected.
+        problem: String,
+    },
+    /// The checkpoint's chat template is not Gemma's and this build cannot render it.
+    #[error(
+        "the chat template of this checkpoint is not Gemma 3's, so its conversations are written otherwise: build with \
+         the feature `jinja` to render it, or ask for Gemma's turns nevertheless (`TemplateChoice::Gemma`)"
+    )]
+    OtherChatTemplate,
     /// The checkpoint comes without a tokenizer.
     #[error("{} holds no tokenizer: expected `tokenizer.json` in the folder, or a vocabulary in the GGUF file; give one with `Gemma3::from_parts`", path.display())]
     NoTokenizer {

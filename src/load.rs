@@ -10,6 +10,7 @@ use gemma3_tokenizer::{GgufVocabulary, ImageTokens, Tokenizer, special};
 use gemma3_vision::{Mmproj, PreprocessorConfig};
 
 use crate::Error;
+use crate::chat_template::{self, Template};
 
 /// The tokenizer of a GGUF file, or the `tokenizer.json` beside the weights.
 pub(crate) fn tokenizer(path: &Path, checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
@@ -23,17 +24,10 @@ pub(crate) fn tokenizer(path: &Path, checkpoint: &Checkpoint) -> Result<Tokenize
     }
 }
 
-/// The chat template beside the weights of a folder, in the three places where it has been put.
-pub(crate) fn chat_template(path: &Path) -> Option<String> {
-    let folder = if path.is_dir() { path } else { path.parent()? };
-    if let Ok(template) = std::fs::read_to_string(folder.join("chat_template.jinja")) {
-        return Some(template);
-    }
-    ["tokenizer_config.json", "chat_template.json"].into_iter().find_map(|name| {
-        let text = std::fs::read_to_string(folder.join(name)).ok()?;
-        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-        json.get("chat_template")?.as_str().map(str::to_owned)
-    })
+/// The chat template beside the weights of a folder; see [`chat_template::in_folder`].
+pub(crate) fn chat_template(path: &Path) -> Result<Option<Template>, Error> {
+    let folder = if path.is_dir() { Some(path) } else { path.parent() };
+    folder.map_or(Ok(None), chat_template::in_folder)
 }
 
 /// The settings of preprocessing beside the weights, in the two places where they have been put; `None` if
@@ -119,6 +113,11 @@ pub fn gguf_vocabulary(metadata: &GgufMetadata) -> Result<Option<GgufVocabulary>
         return Ok(None);
     };
     let id = |name: &str| metadata.u32(&format!("tokenizer.ggml.{name}"));
+    // Named templates (`tokenizer.chat_templates`) are for other uses, but for one of this name.
+    let chat_template = match metadata.str("tokenizer.chat_template")? {
+        Some(template) => Some(template),
+        None => metadata.str("tokenizer.chat_template.default")?,
+    };
     Ok(Some(GgufVocabulary {
         model: metadata.str("tokenizer.ggml.model")?.unwrap_or_default().to_owned(),
         tokens: tokens.into_iter().map(str::to_owned).collect(),
@@ -129,7 +128,7 @@ pub fn gguf_vocabulary(metadata: &GgufMetadata) -> Result<Option<GgufVocabulary>
         unknown: id("unknown_token_id")?,
         padding: id("padding_token_id")?,
         add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(true),
-        chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
+        chat_template: chat_template.map(str::to_owned),
     }))
 }
 
