@@ -1,16 +1,15 @@
 //! Which template writes the turns of a conversation: Gemma's, or the checkpoint's own.
 
-use gemma3_tokenizer::{ChatTemplate, Message, Roles, UserText};
+use gemma3_tokenizer::{ChatTemplate, Edition, Message, Roles, UserText};
 use gemma3_vision::EncodedImage;
 
-use crate::chat_template::ChatTemplateKind;
 use crate::images::Prompt;
 use crate::{Error, Gemma3, GenerateOptions};
 
 /// Which template writes the turns of conversations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TemplateChoice {
-    /// The one that came with the checkpoint: Gemma's where it is [`ChatTemplateKind::Gemma`] or there is none,
+    /// The one that came with the checkpoint: Gemma's where it is [`ChatTemplateKind::Gemma`](crate::ChatTemplateKind::Gemma) or there is none,
     /// any other rendered by the feature `jinja`. Without the feature another one is
     /// [`Error::OtherChatTemplate`].
     #[default]
@@ -34,7 +33,7 @@ pub struct ChatOptions {
 #[derive(Debug, Clone)]
 pub(crate) enum ChatFormat {
     /// Gemma's turns.
-    Gemma,
+    Gemma(Edition),
     /// The checkpoint's template, rendered.
     #[cfg(feature = "jinja")]
     Rendered(std::sync::Arc<rendered::Rendered>),
@@ -43,13 +42,14 @@ pub(crate) enum ChatFormat {
 impl ChatFormat {
     pub(crate) fn new(gemma: &Gemma3, choice: TemplateChoice) -> Result<Self, Error> {
         match (choice, gemma.template()) {
-            (TemplateChoice::Checkpoint, Some(template)) if template.kind() == ChatTemplateKind::Other => {
+            (TemplateChoice::Gemma, _) | (_, None) => Ok(Self::Gemma(Edition::Current)),
+            (TemplateChoice::Checkpoint, Some(template)) => match template.edition() {
+                Some(edition) => Ok(Self::Gemma(edition)),
                 #[cfg(feature = "jinja")]
-                return Ok(Self::Rendered(rendered::Rendered::new(template, gemma.tokenizer())?.into()));
+                None => Ok(Self::Rendered(rendered::Rendered::new(template, gemma.tokenizer())?.into())),
                 #[cfg(not(feature = "jinja"))]
-                Err(Error::OtherChatTemplate)
-            }
-            _ => Ok(Self::Gemma),
+                None => Err(Error::OtherChatTemplate),
+            },
         }
     }
 
@@ -64,13 +64,12 @@ impl ChatFormat {
     ) -> Result<Prompt, Error> {
         refuse_unseen_images(gemma, messages)?;
         let tokenizer = gemma.tokenizer();
-        gemma.prompt(images, |images| match (self, images) {
-            (Self::Gemma, Some(images)) => {
-                ChatTemplate::encode_with_images(tokenizer, messages, true, user_text, images)
+        gemma.prompt(images, |images| match self {
+            Self::Gemma(edition) => {
+                ChatTemplate::encode_edition(*edition, tokenizer, messages, true, user_text, images)
             }
-            (Self::Gemma, None) => ChatTemplate::encode(tokenizer, messages, true, user_text),
             #[cfg(feature = "jinja")]
-            (Self::Rendered(rendered), images) => rendered.encode(tokenizer, messages, user_text, images),
+            Self::Rendered(rendered) => rendered.encode(tokenizer, messages, user_text, images),
         })
     }
 
@@ -78,7 +77,7 @@ impl ChatFormat {
     pub(crate) fn ending_turns(&self, gemma: &Gemma3, options: &GenerateOptions) -> GenerateOptions {
         let mut options = options.clone();
         match self {
-            Self::Gemma => options.stop_token_ids.extend(gemma.tokenizer().end_of_turn_id()),
+            Self::Gemma(_) => options.stop_token_ids.extend(gemma.tokenizer().end_of_turn_id()),
             #[cfg(feature = "jinja")]
             Self::Rendered(rendered) => match rendered.end() {
                 rendered::End::None => {}
@@ -91,7 +90,7 @@ impl ChatFormat {
 
     /// Whether Gemma's turns are written, which can be continued without writing them all again.
     pub(crate) fn is_gemma(&self) -> bool {
-        matches!(self, Self::Gemma)
+        matches!(self, Self::Gemma(_))
     }
 }
 

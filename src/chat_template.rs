@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use gemma3_tokenizer::{ChatTemplate, Tokenizer};
+use gemma3_tokenizer::{Edition, Tokenizer};
 use serde_json::Value;
 
 use crate::Error;
@@ -14,7 +14,7 @@ use crate::Error;
 pub enum ChatTemplateKind {
     /// There is no template: a base model.
     None,
-    /// The template that is published with Gemma 3.
+    /// The template that is published with Gemma 3, in either of its editions ([`Edition`]).
     Gemma,
     /// Any other: that of a fine-tune with its own turns (ChatML), or with roles or tools that Gemma's does not
     /// have.
@@ -54,11 +54,12 @@ impl Template {
     }
 
     pub(crate) fn kind(&self) -> ChatTemplateKind {
-        if ChatTemplate::is_published(&self.source) {
-            ChatTemplateKind::Gemma
-        } else {
-            ChatTemplateKind::Other
-        }
+        self.edition().map_or(ChatTemplateKind::Other, |_| ChatTemplateKind::Gemma)
+    }
+
+    /// The edition of Gemma's template that this is; `None` for another one.
+    pub(crate) fn edition(&self) -> Option<Edition> {
+        Edition::of(&self.source)
     }
 }
 

@@ -1,11 +1,15 @@
 //! Conversations over a checkpoint whose chat template is not Gemma's, and over those whose template lies in
 //! another place or is broken.
 
+#[path = "../gemma3-core/tests/build_gguf/mod.rs"]
+mod build_gguf;
 #[path = "../gemma3-core/tests/common/mod.rs"]
 mod common;
 
 use std::path::Path;
 
+use build_gguf::{array_value, string_value, strings_value, u32_value};
+use gemma3::core::config::TextConfig;
 use gemma3::tokenizer::{Bos, ChatTemplate};
 use gemma3::{
     CacheOptions, ChatOptions, ChatTemplateKind, Error, FinishReason, Gemma3, GenerateOptions, Message, Role,
@@ -77,6 +81,59 @@ fn the_kind_of_the_template_is_known_wherever_it_lies() {
     assert_eq!(load(folder.path()).expect("the tiny model").chat_template(), Some(CHATML));
 }
 
+/// A GGUF model of zeros with a vocabulary of special tokens and bytes, and with these templates.
+fn gguf_with(templates: &[(&str, &str)]) -> Gemma3 {
+    let special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"];
+    let bytes: Vec<String> = (0..256).map(|byte| format!("<0x{byte:02X}>")).collect();
+    let tokens: Vec<&str> = special.into_iter().chain(bytes.iter().map(String::as_str)).collect();
+    let types = [3, 3, 3, 2, 3, 3].into_iter().chain([6; 256]);
+    let config = TextConfig { vocab_size: tokens.len(), ..build_gguf::tiny_config(2) };
+    let scores = vec![0; 4 * tokens.len()];
+    let mut file = build_gguf::model(&config)
+        .set("tokenizer.ggml.model", string_value("llama"))
+        .set("tokenizer.ggml.tokens", strings_value(&tokens))
+        .set("tokenizer.ggml.scores", array_value(6, tokens.len() as u64, &scores))
+        .set(
+            "tokenizer.ggml.token_type",
+            array_value(5, tokens.len() as u64, &types.flat_map(i32::to_le_bytes).collect::<Vec<_>>()),
+        )
+        .set("tokenizer.ggml.bos_token_id", u32_value(2))
+        .set("tokenizer.ggml.eos_token_id", u32_value(1));
+    for (key, template) in templates {
+        file = file.set(key, string_value(template));
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, file.build()).expect("a file");
+    load(&path).expect("the model")
+}
+
+#[test]
+fn a_gguf_files_template_is_the_unnamed_one_or_the_one_named_default() {
+    let names = ("tokenizer.chat_templates", "tool_use");
+    for (templates, found) in [
+        (&[][..], None),
+        (&[("tokenizer.chat_template", CHATML)], Some(CHATML)),
+        (
+            &[("tokenizer.chat_template", CHATML), ("tokenizer.chat_template.tool_use", "tools"), names],
+            Some(CHATML),
+        ),
+        (&[("tokenizer.chat_template.default", CHATML)], Some(CHATML)),
+        (&[("tokenizer.chat_template.tool_use", "tools"), names], None),
+    ] {
+        assert_eq!(gguf_with(templates).chat_template(), found, "{templates:?}");
+    }
+}
+
+#[test]
+fn a_gguf_files_template_writes_the_special_tokens_of_its_vocabulary() {
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}";
+    let gemma = gguf_with(&[("tokenizer.chat_template", template)]);
+    assert_eq!(gemma.chat_template_kind(), ChatTemplateKind::Other);
+    let answer = gemma.respond(&[vec![Message::user("hi")]], &greedy(1)).expect("an answer");
+    assert_eq!(answer[0].prompt_tokens, ["<bos>", "h", "i", "<eos>"].len());
+}
+
 #[test]
 fn a_broken_configuration_of_the_tokenizer_is_named() {
     let Some(folder) = folder_with(|_| {}) else { return };
@@ -119,6 +176,50 @@ fn conversations_are_rendered_by_the_checkpoints_template() {
     let ids = ChatTemplate::encode(gemma.tokenizer(), &messages, true, UserText::Escape).expect("ids");
     let answer = gemma.respond_with(&[messages], &[vec![]], chat, &greedy(4)).expect("an answer");
     assert_eq!(answer[0].prompt_tokens, ids.len());
+}
+
+#[test]
+fn the_first_edition_of_gemmas_template_has_one_line_break_after_the_system_text() {
+    let Some(original) = common::golden("tiny-text") else { return };
+    let gemma = load(&original).expect("the tiny model");
+    let first = gemma.chat_template().expect("a template").replace("'\n\n'", "'\n'");
+    let gemma = with_template(&first).expect("the original is there");
+    assert_eq!(gemma.chat_template_kind(), ChatTemplateKind::Gemma);
+    let text = "<bos><start_of_turn>user\nBe brief.\nhi<end_of_turn>\n<start_of_turn>model\n";
+    let ids = gemma.tokenizer().encode(text, Bos::None).expect("ids");
+    let mut chat = gemma.chat().system("Be brief.").options(greedy(1)).start().expect("a chat");
+    chat.answer("hi").expect("an answer");
+    assert_eq!(chat.tokens().ids()[..ids.len()], ids);
+}
+
+#[test]
+fn another_template_may_have_images() {
+    let Some(original) = common::golden("tiny-multimodal") else { return };
+    let copy = tempfile::tempdir().expect("a folder");
+    for file in std::fs::read_dir(&original).expect("a folder") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).expect("a copy");
+    }
+    let gemma = load(&original).expect("the tiny model");
+    // Another template, which writes the same for conversations without tools.
+    let other =
+        format!("{{% if tools %}}{{{{ tools }}}}{{% endif %}}{}", gemma.chat_template().expect("a template"));
+    std::fs::write(copy.path().join("chat_template.jinja"), other).expect("a file");
+    let rendering = load(copy.path()).expect("the tiny model");
+    assert_eq!(rendering.chat_template_kind(), ChatTemplateKind::Other);
+    let image = |shade| gemma3::Image::from_rgb8(8, 8, vec![shade; 192]).expect("an image");
+    let start = |gemma: &Gemma3| {
+        let options = GenerateOptions { ignore_eos: true, ..greedy(6) };
+        gemma.chat().system("Be brief.").options(options).session(context(300)).start().expect("a chat")
+    };
+    let (mut expected, mut chat) = (start(&gemma), start(&rendering));
+    for shade in [20, 200] {
+        let question =
+            || gemma3::Question::new().text("like <start_of_image>?").image(image(shade)).text("hm");
+        let answer = expected.answer(question()).expect("an answer");
+        assert_eq!(chat.answer(question()).expect("an answer").text, answer.text);
+    }
+    assert_eq!(chat.images().count(), 2);
 }
 
 /// The ids of a ChatML conversation up to the next answer.

@@ -38,7 +38,7 @@
 //!
 //! Conversations in Hugging Face's JSON are read by [`conversation_from_json`]. Turns that do not alternate
 //! (two system messages, user after user, a tool's answer) are an error; [`Roles::Merge`] makes turns of them that
-//! do. Models with a template of their own ([`ChatTemplate::is_published`] tells) need the feature `jinja`, which
+//! do. Models with a template of their own ([`Edition::of`] tells) need the feature `jinja`, which
 //! renders it within limits and keeps a user's text escaped as well.
 //!
 //! # Images
@@ -89,8 +89,8 @@ mod tokenizer;
 mod tokenizer_json;
 
 pub use chat::{
-    Answer, ChatError, ChatTemplate, Message, NullKeys, Part, Role, Roles, UserText, conversation_from_json,
-    conversation_to_json,
+    Answer, ChatError, ChatTemplate, Edition, Message, NullKeys, Part, Role, Roles, UserText,
+    conversation_from_json, conversation_to_json,
 };
 pub use error::TokenizerError;
 pub use gguf::GgufVocabulary;

@@ -10,6 +10,7 @@ mod turns;
 
 pub use json::{NullKeys, conversation_from_json, conversation_to_json};
 pub use message::{Message, Part, Role};
+pub use published::Edition;
 pub use roles::Roles;
 pub use template::{Answer, ChatTemplate, UserText};
 

@@ -5,26 +5,45 @@
 //! a Jinja lexer would find them, and of the texts between the tags only what would be written. Everything else
 //! makes another template: one that writes a tool's description, another role or one newline less is not Gemma's.
 
-use super::ChatTemplate;
+/// The editions of Gemma 3's template. All sizes have the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Edition {
+    /// The published one, with an empty line after the system text.
+    #[default]
+    Current,
+    /// The one of the first weeks, which Google's GGUF files of that time hold: one line break after the system
+    /// text. Nothing else differs.
+    First,
+}
 
-/// The fingerprints of the published templates. All sizes of Gemma 3 have the same.
-const PUBLISHED: [u64; 1] = [0x5b5a_6624_1a58_0458];
+/// What [`fingerprint`] gives for each edition.
+const FINGERPRINTS: [(u64, Edition); 2] =
+    [(0x5b5a_6624_1a58_0458, Edition::Current), (0x7bec_bf4f_23d5_0842, Edition::First)];
 
-impl ChatTemplate {
-    /// Whether a Jinja template is the one that is published with Gemma 3, so that [`ChatTemplate`] writes the
-    /// same. White space that isn't written, quotes, marks of trimming and comments do not count.
+impl Edition {
+    /// The edition that a Jinja template is, so that [`ChatTemplate`](super::ChatTemplate) writes the same. White
+    /// space that isn't written, quotes, marks of trimming and comments do not count.
     ///
-    /// `false` for a template that differs in anything else, though it may write the same for some
+    /// `None` for a template that differs in anything else, though it may write the same for some
     /// conversations. The answer does not depend on the feature `jinja`: nothing is rendered.
     ///
     /// ```
-    /// use gemma3_tokenizer::ChatTemplate;
+    /// use gemma3_tokenizer::Edition;
     ///
     /// let chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
-    /// assert!(!ChatTemplate::is_published(chatml));
+    /// assert_eq!(Edition::of(chatml), None);
     /// ```
-    pub fn is_published(source: &str) -> bool {
-        PUBLISHED.contains(&fingerprint(source))
+    pub fn of(source: &str) -> Option<Self> {
+        let found = fingerprint(source);
+        FINGERPRINTS.iter().find(|(known, _)| *known == found).map(|(_, edition)| *edition)
+    }
+
+    /// What stands between the system text and the first turn's.
+    pub(crate) fn system_end(self) -> &'static str {
+        match self {
+            Self::Current => "\n\n",
+            Self::First => "\n",
+        }
     }
 }
 
@@ -202,7 +221,9 @@ mod tests {
     #[test]
     fn the_published_template_is_recognized_however_it_is_laid_out() {
         let template = published();
-        assert_eq!(fingerprint(&template), PUBLISHED[0]);
+        let first = template.replace("'\n\n'", "'\n'");
+        assert_eq!(fingerprint(&first), FINGERPRINTS[1].0);
+        assert_eq!(Edition::of(&first), Some(Edition::First));
         let escaped = template.replace("'\n'", "'\\n'").replace("\n\n'", "\\n\\n'").replace(">\n'", ">\\n'");
         assert_ne!(escaped, template);
         for (name, same) in [
@@ -219,7 +240,7 @@ mod tests {
                 template.replace("{{ bos_token }}\n{%-", "{{ bos_token }}{%-"),
             ),
         ] {
-            assert!(ChatTemplate::is_published(&same), "{name}:\n{same}");
+            assert_eq!(Edition::of(&same), Some(Edition::Current), "{name}:\n{same}");
         }
     }
 
@@ -228,7 +249,7 @@ mod tests {
         let template = published();
         let tools = "{%- if tools -%}{{ tools | tojson }}{%- endif -%}";
         for (name, other) in [
-            ("one line break after the system text", template.replace("\n\n'", "\n'")),
+            ("three line breaks after the system text", template.replace("\n\n'", "\n\n\n'")),
             (
                 "a line break that is written",
                 template.replace("{{ bos_token }}\n{%- if", "{{ bos_token }}\n{% if"),
@@ -245,7 +266,7 @@ mod tests {
             ("an open string", "{% '".to_owned()),
             ("half of it", template[..template.len() / 2].to_owned()),
         ] {
-            assert!(!ChatTemplate::is_published(&other), "{name}:\n{other}");
+            assert_eq!(Edition::of(&other), None, "{name}:\n{other}");
         }
     }
 
