@@ -69,24 +69,30 @@ impl Template {
 ///
 /// # Errors
 ///
-/// [`Error::ChatTemplateFile`]: one of these files is there and cannot be read.
+/// [`Error::ChatTemplateFile`]: one of these files is there, needed, and cannot be read. Files after the first
+/// with a template are not needed, but for the names of special tokens that it writes.
 pub(crate) fn in_folder(folder: &Path) -> Result<Option<Template>, Error> {
-    let config = read_json(&folder.join("tokenizer_config.json"))?;
+    let config_path = folder.join("tokenizer_config.json");
+    let mut config = None;
+    let mut source = read(&folder.join("chat_template.jinja"))?;
+    if source.is_none() {
+        config = read_json(&config_path)?;
+        source = template_of(config.as_ref(), &config_path)?;
+    }
+    if source.is_none() {
+        source = read(&folder.join("additional_chat_templates/default.jinja"))?;
+    }
+    if source.is_none() {
+        let path = folder.join("chat_template.json");
+        source = template_of(read_json(&path)?.as_ref(), &path)?;
+    }
+    let Some(source) = source else { return Ok(None) };
+    // Gemma's own turns are written by ids, others by the names that the configuration has for them.
+    if config.is_none() && source.contains("_token") && Edition::of(&source).is_none() {
+        config = read_json(&config_path)?;
+    }
     let special_tokens = config.as_ref().map(special_tokens_in).unwrap_or_default();
-    let source = match read(&folder.join("chat_template.jinja"))? {
-        Some(source) => Some(source),
-        None => match template_of(config.as_ref(), &folder.join("tokenizer_config.json"))? {
-            Some(source) => Some(source),
-            None => match read(&folder.join("additional_chat_templates/default.jinja"))? {
-                Some(source) => Some(source),
-                None => {
-                    let path = folder.join("chat_template.json");
-                    template_of(read_json(&path)?.as_ref(), &path)?
-                }
-            },
-        },
-    };
-    Ok(source.map(|source| Template { source, special_tokens }))
+    Ok(Some(Template { source, special_tokens }))
 }
 
 fn template_of(json: Option<&Value>, path: &Path) -> Result<Option<String>, Error> {
@@ -201,8 +207,16 @@ mod tests {
         assert_eq!(source().as_deref(), Some("config"));
         write("chat_template.jinja", "file");
         let template = in_folder(folder.path()).expect("readable files").expect("a template");
-        assert_eq!(template.source, "file");
+        assert_eq!((template.source.as_str(), template.special_tokens.len()), ("file", 0));
+        write("chat_template.jinja", "{{ eos_token }}");
+        let template = in_folder(folder.path()).expect("readable files").expect("a template");
         assert_eq!(template.special_tokens, [("eos_token".to_owned(), "<eos>".to_owned())]);
+        // What is not needed is not read, and what is needed is named.
+        write("tokenizer_config.json", "{");
+        let error = in_folder(folder.path()).expect_err("the name of a token").to_string();
+        assert!(error.contains("tokenizer_config.json"), "{error}");
+        write("chat_template.jinja", "file");
+        assert_eq!(source().as_deref(), Some("file"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use gemma3_vision::{
 };
 
 use crate::chat::ChatBuilder;
-use crate::chat_format::{ChatFormat, ChatOptions};
+use crate::chat_format::{ChatFormat, ChatOptions, TemplateChoice};
 use crate::chat_template::{ChatTemplateKind, Template};
 use crate::images::{Prompt, Vision};
 use crate::text::{Generation, TextSession};
@@ -287,7 +287,7 @@ impl Gemma3 {
     /// Whose turns the checkpoint's template writes. Conversations over Gemma's own are written by
     /// [`ChatTemplate`](gemma3_tokenizer::ChatTemplate), which equals it; any other is rendered with the feature
     /// `jinja` and an error without, unless Gemma's turns are asked for
-    /// ([`TemplateChoice::Gemma`](crate::TemplateChoice::Gemma)).
+    /// ([`TemplateChoice::Gemma`]).
     ///
     /// A template is Gemma's if its tokens are those of the published one: white space that isn't written,
     /// quotes and comments do not count. So the answer is the same with and without the feature `jinja`. Any other
@@ -373,7 +373,8 @@ impl Gemma3 {
     }
 
     /// Continues a text: `<bos>`, the prompt with special tokens read as such (as Hugging Face's `encode`
-    /// does), then up to the end.
+    /// does), then up to the end. A `<bos>` that is written in the prompt is a second one; see
+    /// [`TextSession::append`].
     ///
     /// # Errors
     ///
@@ -459,7 +460,9 @@ impl Gemma3 {
         };
         let prompts: Vec<Prompt> =
             conversations.iter().zip(images).map(encode).collect::<Result<_, Error>>()?;
-        match format.is_gemma() || options.ignore_eos {
+        // The model's own end ids know what ends a turn of Gemma's if the checkpoint's template is Gemma's.
+        let is_known = format.is_gemma() && chat.template == TemplateChoice::Checkpoint;
+        match is_known || options.ignore_eos {
             true => self.generate_prompts(&prompts, options),
             false => self.generate_prompts(&prompts, &format.ending_turns(self, options)),
         }

@@ -156,7 +156,7 @@ fn conversations_are_rendered_by_the_checkpoints_template() {
     let answers = |user_text| {
         let chat = ChatOptions { user_text, ..ChatOptions::default() };
         gemma
-            .respond_with(&[messages.clone()], &[vec![]], chat, &greedy(4))
+            .respond_with(std::slice::from_ref(&messages), &[vec![]], chat, &greedy(4))
             .expect("an answer")
             .swap_remove(0)
     };
@@ -164,11 +164,11 @@ fn conversations_are_rendered_by_the_checkpoints_template() {
     assert_eq!(answer.prompt_tokens, verbatim.len());
     assert_eq!(
         answer.text,
-        gemma.generate_ids_batch(&[verbatim.clone()], &greedy(4)).expect("a text")[0].text
+        gemma.generate_ids_batch(std::slice::from_ref(&verbatim), &greedy(4)).expect("a text")[0].text
     );
     // Escaped, the user's `<end_of_turn>` is text of several tokens.
     assert!(answers(UserText::Escape).prompt_tokens > verbatim.len());
-    let simple = gemma.respond(&[messages.clone()], &greedy(4)).expect("an answer");
+    let simple = gemma.respond(std::slice::from_ref(&messages), &greedy(4)).expect("an answer");
     assert_eq!(simple[0], answers(UserText::Escape));
 
     // Gemma's turns are there for the asking.
@@ -325,7 +325,8 @@ fn conversations_as_users_send_them_are_answered_when_roles_may_be_merged() {
         Message::new(Role::Model, Vec::new()),
         named("tool", "42"),
     ];
-    let error = gemma.respond(&[sent.clone()], &greedy(3)).expect_err("turns that do not alternate");
+    let error =
+        gemma.respond(std::slice::from_ref(&sent), &greedy(3)).expect_err("turns that do not alternate");
     assert!(error.to_string().contains("Roles::Merge"), "{error}");
     let chat = ChatOptions { roles: Roles::Merge, ..ChatOptions::default() };
     let answer = gemma.respond_with(&[sent], &[vec![]], chat, &greedy(3)).expect("an answer");

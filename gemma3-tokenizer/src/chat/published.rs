@@ -16,6 +16,9 @@ pub enum Edition {
     First,
 }
 
+/// No template of Gemma's is longer, however it is laid out (they have 1.5 KB): longer ones are not read.
+const MAX_BYTES: usize = 64 << 10;
+
 /// What [`fingerprint`] gives for each edition.
 const FINGERPRINTS: [(u64, Edition); 2] =
     [(0x5b5a_6624_1a58_0458, Edition::Current), (0x7bec_bf4f_23d5_0842, Edition::First)];
@@ -34,6 +37,9 @@ impl Edition {
     /// assert_eq!(Edition::of(chatml), None);
     /// ```
     pub fn of(source: &str) -> Option<Self> {
+        if source.len() > MAX_BYTES {
+            return None;
+        }
         let found = fingerprint(source);
         FINGERPRINTS.iter().find(|(known, _)| *known == found).map(|(_, edition)| *edition)
     }
@@ -224,7 +230,7 @@ mod tests {
         let first = template.replace("'\n\n'", "'\n'");
         assert_eq!(fingerprint(&first), FINGERPRINTS[1].0);
         assert_eq!(Edition::of(&first), Some(Edition::First));
-        let escaped = template.replace("'\n'", "'\\n'").replace("\n\n'", "\\n\\n'").replace(">\n'", ">\\n'");
+        let escaped = template.replace("\n\n'", "\\n\\n'").replace("\n'", "\\n'");
         assert_ne!(escaped, template);
         for (name, same) in [
             ("line breaks as escapes, as in a .jinja file", escaped.clone()),
@@ -261,6 +267,7 @@ mod tests {
             ("without <bos>", template.replace("{{ bos_token }}", "")),
             ("without the check of roles", template.replace("!= (loop", "== (loop")),
             ("untrimmed contents", template.replace(" | trim", "")),
+            ("too long to be read", template.clone() + &" ".repeat(MAX_BYTES)),
             ("nothing", String::new()),
             ("an open tag", "{{".to_owned()),
             ("an open string", "{% '".to_owned()),
