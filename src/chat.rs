@@ -2,7 +2,7 @@
 //! full.
 
 use gemma3_core::generate::{CancelHandle, FinishReason, GenerateError, Session, SessionOptions};
-use gemma3_tokenizer::{Answer, ChatTemplate, Message, Part, UserText};
+use gemma3_tokenizer::{Answer, ChatTemplate, Message, Part, Role, Roles, UserText};
 use gemma3_vision::{EncodeOptions, EncodedImage, ImageCache};
 
 use crate::chat_format::{ChatFormat, TemplateChoice, refuse_unseen_images};
@@ -29,6 +29,8 @@ pub enum WhenFull {
 pub struct ChatBuilder {
     gemma: Gemma3,
     system: Option<String>,
+    history: Vec<Message>,
+    roles: Roles,
     options: GenerateOptions,
     session: SessionOptions,
     when_full: WhenFull,
@@ -50,6 +52,8 @@ impl ChatBuilder {
             options: gemma.generate_options(),
             gemma: gemma.clone(),
             system: None,
+            history: Vec::new(),
+            roles: Roles::default(),
             session: SessionOptions::default(),
             when_full: WhenFull::default(),
             template: TemplateChoice::default(),
@@ -61,6 +65,22 @@ impl ChatBuilder {
     /// Instructions that precede the conversation.
     pub fn system(mut self, text: impl Into<String>) -> Self {
         self.system = Some(text.into());
+        self
+    }
+
+    /// What was said before, without images; a system message in front is [`system`](Self::system) if that is not
+    /// given. It is computed with the first question.
+    ///
+    /// It should end with an answer. Whether its roles alternate is found out with the first question.
+    pub fn history(mut self, messages: impl Into<Vec<Message>>) -> Self {
+        self.history = messages.into();
+        self
+    }
+
+    /// What becomes of roles in the [`history`](Self::history) that do not alternate. Default: they are an error.
+    /// With [`Roles::Merge`] it may end with a user's turn as well, which the first question then goes on.
+    pub fn roles(mut self, roles: Roles) -> Self {
+        self.roles = roles;
         self
     }
 
@@ -115,12 +135,19 @@ impl ChatBuilder {
     /// A context that cannot be made, [`Error::OtherChatTemplate`], and a template of the checkpoint's that is not
     /// valid.
     pub fn start(self) -> Result<Chat, Error> {
+        let mut history = self.history;
+        let mut system = self.system.map(Message::system);
+        if system.is_none() && history.first().is_some_and(|first| first.role == Role::System) {
+            system = Some(history.remove(0));
+        }
+        let turn = |message| Turn { message, images: Vec::new() };
         Ok(Chat {
             format: ChatFormat::new(&self.gemma, self.template)?,
             session: Session::new(self.gemma.model(), &self.session)?,
             gemma: self.gemma,
-            system: self.system.map(Message::system),
-            turns: Vec::new(),
+            system,
+            turns: history.into_iter().map(turn).collect(),
+            roles: self.roles,
             options: self.options,
             when_full: self.when_full,
             user_text: self.user_text,
@@ -150,6 +177,8 @@ pub struct Chat {
     system: Option<Message>,
     /// Questions and answers in turn.
     turns: Vec<Turn>,
+    /// For those of them that were said before the conversation started here.
+    roles: Roles,
     options: GenerateOptions,
     when_full: WhenFull,
     format: ChatFormat,
@@ -326,7 +355,7 @@ impl Chat {
         let messages: Vec<Message> =
             self.system.iter().chain(turns().map(|turn| &turn.message)).cloned().collect();
         let images: Vec<EncodedImage> = turns().flat_map(|turn| &turn.images).cloned().collect();
-        self.format.encode(&self.gemma, &messages, &images, self.user_text)
+        self.format.encode(&self.gemma, &self.roles.apply(&messages), &images, self.user_text)
     }
 }
 

@@ -336,3 +336,35 @@ fn conversations_as_users_send_them_are_answered_when_roles_may_be_merged() {
     assert_eq!(answer[0].prompt_tokens, ids.len());
     assert_eq!(answer[0].text, gemma.generate_ids_batch(&[ids], &greedy(3)).expect("a text")[0].text);
 }
+
+#[test]
+fn a_chat_goes_on_with_what_was_said_before() {
+    let Some(folder) = common::golden("tiny-text") else { return };
+    let gemma = load(&folder).expect("the tiny model");
+    let said =
+        [Message::system("Be brief."), Message::user("the inn?"), Message::model("to"), Message::user("on")];
+    let chat = |history: &[Message], roles| {
+        let builder = gemma.chat().history(history).roles(roles).options(greedy(3)).session(context(200));
+        builder.start().expect("a chat")
+    };
+    let prompt = |text: &str| gemma.tokenizer().encode(text, Bos::None).expect("ids");
+    let past = "<bos><start_of_turn>user\nBe brief.\n\nthe inn?<end_of_turn>\n<start_of_turn>model\nto<end_of_turn>\n";
+    for (history, roles, question) in
+        [(&said[..3], Roles::Strict, "on\n\nand then"), (&said, Roles::Merge, "and then")]
+    {
+        let mut chat = chat(history, roles);
+        assert_eq!(chat.messages().count(), history.len());
+        chat.answer(question).expect("an answer");
+        let turn = "<start_of_turn>user\non\n\nand then<end_of_turn>\n<start_of_turn>model\n";
+        let ids = prompt(&format!("{past}{turn}"));
+        assert_eq!(chat.tokens().ids()[..ids.len()], ids);
+        assert_eq!(chat.messages().count(), history.len() + 2);
+        let before = chat.tokens().ids().to_vec();
+        chat.answer("the end").expect("a second answer");
+        assert_eq!(chat.tokens().ids()[..before.len()], before, "nothing is computed again");
+    }
+    let mut strict = chat(&said, Roles::Strict);
+    let error = strict.answer("and then").expect_err("a user after a user");
+    assert!(matches!(error, Error::Chat(_)) && error.to_string().contains("Roles::Merge"), "{error}");
+    assert_eq!(strict.messages().count(), said.len());
+}

@@ -239,6 +239,10 @@ mod tests {
             ("a comment", format!("{{# Copied, with love. #}}{template}")),
             ("other indentation", escaped.replace("    ", "\t")),
             ("one line", escaped.lines().map(str::trim).collect::<String>()),
+            (
+                "spaces for line breaks, as Google's GGUF files have it",
+                escaped.replace('\n', " ").replace("  ", ""),
+            ),
             ("double quotes", escaped.replace('\'', "\"")),
             ("spaces in tags", template.replace("{{'", "{{  '").replace("-%}", " -%}")),
             (
