@@ -69,7 +69,11 @@ fn tokens(source: &str) -> Vec<String> {
     let mut before = After::Nothing;
     while let Some((at, kind)) = next_tag(rest) {
         let (literal, tag) = rest.split_at(at);
-        let (inner, after_tag) = split_tag(&tag[2..], kind);
+        let Some((inner, after_tag)) = split_tag(&tag[2..], kind) else {
+            // Not valid Jinja, and no token of a valid template.
+            tokens.push("a tag without an end".to_owned());
+            return tokens;
+        };
         text += kept(literal, before, Some((kind, inner)));
         let code = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
         let code = if kind == Tag::Comment { Vec::new() } else { code_tokens(code) };
@@ -129,8 +133,8 @@ fn next_tag(text: &str) -> Option<(usize, Tag)> {
     })
 }
 
-/// The inside of a tag, and what follows the tag.
-fn split_tag(text: &str, kind: Tag) -> (&str, &str) {
+/// The inside of a tag, and what follows the tag; `None` if it has no end.
+fn split_tag(text: &str, kind: Tag) -> Option<(&str, &str)> {
     let end = match kind {
         Tag::Print => "}}",
         Tag::Block => "%}",
@@ -140,14 +144,14 @@ fn split_tag(text: &str, kind: Tag) -> (&str, &str) {
     let mut characters = text.char_indices();
     while let Some((at, character)) = characters.next() {
         match (quote, character) {
-            (None, _) if text[at..].starts_with(end) => return (&text[..at], &text[at + end.len()..]),
+            (None, _) if text[at..].starts_with(end) => return Some((&text[..at], &text[at + end.len()..])),
             (None, '"' | '\'') if kind != Tag::Comment => quote = Some(character),
             (Some(_), '\\') => drop(characters.next()),
             (Some(open), _) if open == character => quote = None,
             _ => {}
         }
     }
-    (text, "")
+    None
 }
 
 /// What is written of a text between two tags, as transformers renders templates (`trim_blocks`,
@@ -278,6 +282,16 @@ mod tests {
             ("half of it", template[..template.len() / 2].to_owned()),
         ] {
             assert_eq!(Edition::of(&other), None, "{name}:\n{other}");
+        }
+    }
+
+    #[test]
+    fn no_part_of_the_template_is_the_template() {
+        let template = published();
+        let whole = template.trim_end();
+        for (at, _) in whole.char_indices() {
+            assert_eq!(Edition::of(&whole[..at]), None, "{:?}", &whole[..at]);
+            assert_eq!(Edition::of(&whole[at + 1..]), None, "{:?}", &whole[at + 1..]);
         }
     }
 
