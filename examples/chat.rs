@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use clap::Parser;
 use common::{Loaded, ModelArguments, Outcome, OutputError, SamplingArguments, next_line, note, out, show};
-use gemma3::{CancelHandle, Chat, FinishReason, WhenFull};
+use gemma3::{CancelHandle, Chat, ChatTemplateKind, FinishReason, TemplateChoice, WhenFull};
 
 /// Talks with Gemma 3.
 #[derive(Debug, Parser)]
@@ -22,6 +22,10 @@ struct Arguments {
     /// Forget the oldest turns when the context is full, rather than refusing the next one.
     #[arg(long)]
     drop_oldest: bool,
+
+    /// Write Gemma's turns, though the model came with another chat template.
+    #[arg(long)]
+    gemma_turns: bool,
 
     #[command(flatten)]
     model: ModelArguments,
@@ -46,12 +50,14 @@ fn run(arguments: &Arguments) -> Outcome {
              For conversations take an instruction-tuned one, such as --model google/gemma-3-1b-it."
         );
     }
+    let template = if arguments.gemma_turns { TemplateChoice::Gemma } else { TemplateChoice::Checkpoint };
+    eprintln!("chat template: {}", describe(template, gemma.chat_template_kind()));
     let mut options = arguments.sampling.options(&gemma);
     options.max_new_tokens = options.max_new_tokens.or((!gemma.is_instruction_tuned()).then_some(128));
     let session = arguments.model.session_options();
     common::warm_up(&gemma, &session, &options)?;
     let when_full = if arguments.drop_oldest { WhenFull::DropOldest } else { WhenFull::Stop };
-    let mut builder = gemma.chat().options(options).session(session).when_full(when_full);
+    let mut builder = gemma.chat().options(options).session(session).when_full(when_full).template(template);
     if let Some(system) = &arguments.system {
         builder = builder.system(system);
     }
@@ -93,6 +99,15 @@ fn run(arguments: &Arguments) -> Outcome {
         }
     }
     Ok(())
+}
+
+fn describe(choice: TemplateChoice, kind: ChatTemplateKind) -> &'static str {
+    match (choice, kind) {
+        (TemplateChoice::Checkpoint, ChatTemplateKind::Other) => "the model's own, not Gemma's",
+        (TemplateChoice::Gemma, ChatTemplateKind::Other) => "Gemma's, in place of the model's own",
+        (_, ChatTemplateKind::None) => "Gemma's; the model came with none",
+        _ => "Gemma's",
+    }
 }
 
 fn answer(chat: &mut Chat, question: &str, running: &Running, drops_oldest: bool) -> Outcome {

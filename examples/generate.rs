@@ -58,6 +58,15 @@ fn run(arguments: &Arguments) -> Outcome {
 fn enter_prompt(session: &mut TextSession, arguments: &Arguments) -> Result<(), gemma3::Error> {
     match (&arguments.ids, &arguments.prompt) {
         (Some(ids), _) => session.append_ids(ids),
-        (None, prompt) => session.append(prompt.as_deref().unwrap_or_default()),
+        (None, prompt) => {
+            let prompt = prompt.as_deref().unwrap_or_default();
+            if session.gemma().tokenizer().starts_with_bos(prompt) {
+                eprintln!(
+                    "note: the prompt begins with <bos>, and one is put before it, as always: the model sees two. \
+                     Leave it out of the prompt."
+                );
+            }
+            session.append(prompt)
+        }
     }
 }

@@ -2,35 +2,14 @@
 //! full.
 
 use gemma3_core::generate::{CancelHandle, FinishReason, GenerateError, Session, SessionOptions};
-use gemma3_tokenizer::{Answer, ChatTemplate, Message, Part, UserText};
+use gemma3_tokenizer::{Answer, ChatTemplate, Message, Part, Role, Roles, UserText};
 use gemma3_vision::{EncodeOptions, EncodedImage, ImageCache};
 
+use crate::chat_format::{ChatFormat, TemplateChoice, refuse_unseen_images};
 use crate::images::Prompt;
 use crate::question::Question;
 use crate::text::{Generation, Piece, TextStream, collect};
 use crate::{Error, Gemma3, GenerateOptions};
-
-/// A conversation up to where the model answers, with the images of its [`Part::Image`]s in order.
-pub(crate) fn encode(
-    gemma: &Gemma3,
-    messages: &[Message],
-    images: &[EncodedImage],
-    user_text: UserText,
-) -> Result<Prompt, Error> {
-    refuse_unseen_images(gemma, messages)?;
-    let tokenizer = gemma.tokenizer();
-    gemma.prompt(images, |images| match images {
-        Some(images) => ChatTemplate::encode_with_images(tokenizer, messages, true, user_text, images),
-        None => ChatTemplate::encode(tokenizer, messages, true, user_text),
-    })
-}
-
-/// A text-only model would read the placeholder of an image as text.
-fn refuse_unseen_images(gemma: &Gemma3, messages: &[Message]) -> Result<(), Error> {
-    let has_image = |message: &Message| message.content.contains(&Part::Image);
-    let is_blind = gemma.vision_part().is_none();
-    if is_blind && messages.iter().any(has_image) { Err(Error::ImagesUnsupported) } else { Ok(()) }
-}
 
 /// What a [`Chat`] does when the next turn does not fit the context.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,9 +29,12 @@ pub enum WhenFull {
 pub struct ChatBuilder {
     gemma: Gemma3,
     system: Option<String>,
+    history: Vec<Message>,
+    roles: Roles,
     options: GenerateOptions,
     session: SessionOptions,
     when_full: WhenFull,
+    template: TemplateChoice,
     user_text: UserText,
     images: ImageSettings,
 }
@@ -70,8 +52,11 @@ impl ChatBuilder {
             options: gemma.generate_options(),
             gemma: gemma.clone(),
             system: None,
+            history: Vec::new(),
+            roles: Roles::default(),
             session: SessionOptions::default(),
             when_full: WhenFull::default(),
+            template: TemplateChoice::default(),
             user_text: UserText::Escape,
             images: ImageSettings::default(),
         }
@@ -80,6 +65,22 @@ impl ChatBuilder {
     /// Instructions that precede the conversation.
     pub fn system(mut self, text: impl Into<String>) -> Self {
         self.system = Some(text.into());
+        self
+    }
+
+    /// What was said before, without images; a system message in front is [`system`](Self::system) if that is not
+    /// given. It is computed with the first question.
+    ///
+    /// It should end with an answer. Whether its roles alternate is found out with the first question.
+    pub fn history(mut self, messages: impl Into<Vec<Message>>) -> Self {
+        self.history = messages.into();
+        self
+    }
+
+    /// What becomes of roles in the [`history`](Self::history) that do not alternate. Default: they are an error.
+    /// With [`Roles::Merge`] it may end with a user's turn as well, which the first question then goes on.
+    pub fn roles(mut self, roles: Roles) -> Self {
+        self.roles = roles;
         self
     }
 
@@ -98,6 +99,12 @@ impl ChatBuilder {
     /// What to do when the context is full.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.when_full = when_full;
+        self
+    }
+
+    /// Which template writes the turns. Default: the one that came with the checkpoint.
+    pub fn template(mut self, template: TemplateChoice) -> Self {
+        self.template = template;
         self
     }
 
@@ -125,13 +132,22 @@ impl ChatBuilder {
     ///
     /// # Errors
     ///
-    /// A context that cannot be made.
+    /// A context that cannot be made, [`Error::OtherChatTemplate`], and a template of the checkpoint's that is not
+    /// valid.
     pub fn start(self) -> Result<Chat, Error> {
+        let mut history = self.history;
+        let mut system = self.system.map(Message::system);
+        if system.is_none() && history.first().is_some_and(|first| first.role == Role::System) {
+            system = Some(history.remove(0));
+        }
+        let turn = |message| Turn { message, images: Vec::new() };
         Ok(Chat {
+            format: ChatFormat::new(&self.gemma, self.template)?,
             session: Session::new(self.gemma.model(), &self.session)?,
             gemma: self.gemma,
-            system: self.system.map(Message::system),
-            turns: Vec::new(),
+            system,
+            turns: history.into_iter().map(turn).collect(),
+            roles: self.roles,
             options: self.options,
             when_full: self.when_full,
             user_text: self.user_text,
@@ -141,7 +157,8 @@ impl ChatBuilder {
     }
 }
 
-/// A conversation with its history and cache. Each turn computes only what is new.
+/// A conversation with its history and cache. Each turn computes only what is new; where the template is not
+/// Gemma's and writes the past differently as the conversation goes on, all from the first difference.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), gemma3::Error> {
@@ -160,8 +177,11 @@ pub struct Chat {
     system: Option<Message>,
     /// Questions and answers in turn.
     turns: Vec<Turn>,
+    /// For those of them that were said before the conversation started here.
+    roles: Roles,
     options: GenerateOptions,
     when_full: WhenFull,
+    format: ChatFormat,
     user_text: UserText,
     images: ImageSettings,
     /// Whether the session's last token is `<end_of_turn>`.
@@ -241,8 +261,7 @@ impl Chat {
         let images = self.gemma.encode_question_images(images, &options, self.images.cache.as_ref())?;
         self.append_question(Turn { message, images })?;
         let end_of_turn = self.gemma.tokenizer().end_of_turn_id();
-        let mut options = self.options.clone();
-        options.stop_token_ids.extend(end_of_turn);
+        let options = self.format.ending_turns(&self.gemma, &self.options);
         let Self { gemma, session, turns, is_answer_ended, .. } = self;
         turns.push(Turn { message: Message::model(String::new()), images: Vec::new() });
         *is_answer_ended = false;
@@ -261,17 +280,14 @@ impl Chat {
 
     /// Appends the question to history and session; on an error both are as before.
     fn append_question(&mut self, question: Turn) -> Result<(), Error> {
-        let new = if self.session.is_empty() {
-            self.encode(&self.turns, &question)?
-        } else {
-            self.encode_next(&question)?
-        };
+        let (kept, new) = self.continued(&question)?;
         let capacity = self.session.capacity();
-        let tokens = self.session.len() + new.ids.len();
+        let tokens = kept + new.ids.len();
         // An answer needs room for at least one token, and should have more.
         let is_tight =
             self.when_full == WhenFull::DropOldest && tokens + self.room_for_an_answer() > capacity;
         if tokens < capacity && !is_tight {
+            self.session.rewind(kept);
             self.session.append_with(&new.ids, &new.spans)?;
         } else if self.when_full == WhenFull::DropOldest {
             self.restart_with(&question)?;
@@ -281,6 +297,15 @@ impl Chat {
         }
         self.turns.push(question);
         Ok(())
+    }
+
+    /// How many tokens of the session stay, and what follows them with a question.
+    fn continued(&self, question: &Turn) -> Result<(usize, Prompt), Error> {
+        if self.format.is_gemma() && !self.session.is_empty() {
+            return Ok((self.session.len(), self.encode_next(question)?));
+        }
+        // Another template may write the past anew with each turn (as those that drop earlier thoughts).
+        Ok(self.encode(&self.turns, question)?.after(self.session.ids()))
     }
 
     /// The ids of a question after those that the session has.
@@ -332,7 +357,7 @@ impl Chat {
         let messages: Vec<Message> =
             self.system.iter().chain(turns().map(|turn| &turn.message)).cloned().collect();
         let images: Vec<EncodedImage> = turns().flat_map(|turn| &turn.images).cloned().collect();
-        encode(&self.gemma, &messages, &images, self.user_text)
+        self.format.encode(&self.gemma, &self.roles.apply(&messages), &images, self.user_text)
     }
 }
 

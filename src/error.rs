@@ -41,6 +41,12 @@ pub enum Error {
     /// A conversation is not valid.
     #[error(transparent)]
     Chat(#[from] ChatError),
+    /// The checkpoint's chat template is not Gemma's and this build cannot render it.
+    #[error(
+        "the chat template of this checkpoint is not Gemma 3's, so its conversations are written otherwise: build with \
+         the feature `jinja` to render it, or ask for Gemma's turns nevertheless (`TemplateChoice::Gemma`)"
+    )]
+    OtherChatTemplate,
     /// The checkpoint comes without a tokenizer.
     #[error(
         "{}: no tokenizer: expected tokenizer.json in the folder, or a vocabulary in the GGUF file; {advice}",

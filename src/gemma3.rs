@@ -9,12 +9,14 @@ use gemma3_core::generate as core_generate;
 use gemma3_core::generate::{CancelHandle, SessionOptions};
 use gemma3_core::model::{LoadError, LoadOptions, Model};
 use gemma3_core::{Device, device};
-use gemma3_tokenizer::{Bos, Message, Tokenizer, UserText};
+use gemma3_tokenizer::{Bos, Message, Tokenizer, special};
 use gemma3_vision::{
     EncodedImage, Mmproj, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
 };
 
-use crate::chat::{self, ChatBuilder};
+use crate::chat::ChatBuilder;
+use crate::chat_format::{ChatFormat, ChatOptions, TemplateChoice};
+use crate::chat_template::{ChatTemplateKind, Template};
 use crate::images::{Prompt, Vision};
 use crate::text::{Generation, TextSession};
 use crate::{Error, GenerateOptions, load};
@@ -42,7 +44,7 @@ struct Shared {
     model: Model,
     vision: Option<Vision>,
     tokenizer: Tokenizer,
-    chat_template: Option<String>,
+    chat_template: Option<Template>,
     defaults: GenerateOptions,
     stop_token_ids: Vec<u32>,
     suppressed_ids: Arc<[u32]>,
@@ -207,7 +209,7 @@ impl Gemma3 {
     fn assemble(
         weights: Weights<'_>,
         tokenizer: Tokenizer,
-        chat_template: Option<String>,
+        chat_template: Option<Template>,
         ignored: Option<Warning>,
         device: &Device,
         options: LoadOptions<'_>,
@@ -225,13 +227,14 @@ impl Gemma3 {
         model: Model,
         vision: Option<Vision>,
         tokenizer: Tokenizer,
-        chat_template: Option<String>,
+        chat_template: Option<Template>,
         warnings: Vec<Warning>,
     ) -> Self {
-        let chat_template = chat_template.or_else(|| tokenizer.chat_template().map(str::to_owned));
+        let chat_template = chat_template.map(|template| template.completed(&tokenizer));
+        let chat_template = chat_template.or_else(|| Template::of_tokenizer(&tokenizer));
         let core = core_generate::GenerateOptions::for_model(model.config(), model.generation_config());
         let mut stop_token_ids = core.stop_token_ids;
-        if chat_template.is_some() {
+        if chat_template.as_ref().is_some_and(|template| template.source.contains(special::END_OF_TURN)) {
             // The conversions disagree on whether the end of a turn is among the end-of-sequence ids.
             stop_token_ids.extend(tokenizer.end_of_turn_id().filter(|id| !stop_token_ids.contains(id)));
         }
@@ -285,11 +288,25 @@ impl Gemma3 {
         self.chat_template().is_some()
     }
 
-    /// The Jinja template that came with the checkpoint. Conversations are written by
-    /// [`ChatTemplate`](gemma3_tokenizer::ChatTemplate), which equals Gemma's own; another one can be
-    /// rendered with the feature `jinja`.
+    /// The Jinja template that came with the checkpoint, the one called `default` if there are several.
     pub fn chat_template(&self) -> Option<&str> {
-        self.shared.chat_template.as_deref()
+        self.template().map(|template| template.source.as_str())
+    }
+
+    /// Whose turns the checkpoint's template writes. Conversations over Gemma's own are written by
+    /// [`ChatTemplate`](gemma3_tokenizer::ChatTemplate), which equals it; any other is rendered with the feature
+    /// `jinja` and an error without, unless Gemma's turns are asked for
+    /// ([`TemplateChoice::Gemma`]).
+    ///
+    /// A template is Gemma's if its tokens are those of the published one: white space that isn't written,
+    /// quotes and comments do not count. So the answer is the same with and without the feature `jinja`. Any other
+    /// difference makes it [`ChatTemplateKind::Other`], even one that shows only in some conversations.
+    pub fn chat_template_kind(&self) -> ChatTemplateKind {
+        self.template().map_or(ChatTemplateKind::None, Template::kind)
+    }
+
+    pub(crate) fn template(&self) -> Option<&Template> {
+        self.shared.chat_template.as_ref()
     }
 
     /// The generation defaults that came with the model.
@@ -298,7 +315,7 @@ impl Gemma3 {
     }
 
     /// The ids that end a text: those of `config.json` and `generation_config.json`, and for models with
-    /// a chat template `<end_of_turn>`.
+    /// a chat template that writes `<end_of_turn>` that one.
     pub fn stop_token_ids(&self) -> &[u32] {
         &self.shared.stop_token_ids
     }
@@ -365,7 +382,8 @@ impl Gemma3 {
     }
 
     /// Continues a text: `<bos>`, the prompt with special tokens read as such (as Hugging Face's `encode`
-    /// does), then up to the end.
+    /// does), then up to the end. A `<bos>` that is written in the prompt is a second one; see
+    /// [`TextSession::append`].
     ///
     /// # Errors
     ///
@@ -396,11 +414,13 @@ impl Gemma3 {
     /// `apply_chat_template(messages, add_generation_prompt=True)` followed by `generate` and
     /// `batch_decode` of the new tokens.
     ///
-    /// Text in messages is escaped: a special token written in it stays text.
+    /// Text in messages is escaped: a special token written in it stays text. Turns that do not alternate are an
+    /// error; [`respond_with`](Self::respond_with) can merge them.
     ///
     /// # Errors
     ///
-    /// A conversation that the template refuses, or that does not fit the context.
+    /// A conversation that the template refuses, or that does not fit the context, and
+    /// [`Error::OtherChatTemplate`].
     pub fn respond(
         &self,
         conversations: &[Vec<Message>],
@@ -423,16 +443,38 @@ impl Gemma3 {
         images: &[Vec<EncodedImage>],
         options: &GenerateOptions,
     ) -> Result<Vec<Generation>, Error> {
+        self.respond_with(conversations, images, ChatOptions::default(), options)
+    }
+
+    /// [`respond_with_images`](Self::respond_with_images) with a choice of what writes the conversations: the
+    /// template, what becomes of roles that do not alternate, whether special tokens in messages stay text.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`respond_with_images`](Self::respond_with_images).
+    pub fn respond_with(
+        &self,
+        conversations: &[Vec<Message>],
+        images: &[Vec<EncodedImage>],
+        chat: ChatOptions,
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generation>, Error> {
         if conversations.len() != images.len() {
             let (conversations, images) = (conversations.len(), images.len());
             return Err(Error::ImageLists { conversations, images });
         }
-        let prompts: Vec<Prompt> = conversations
-            .iter()
-            .zip(images)
-            .map(|(messages, images)| chat::encode(self, messages, images, UserText::Escape))
-            .collect::<Result<_, Error>>()?;
-        self.generate_prompts(&prompts, options)
+        let format = ChatFormat::new(self, chat.template)?;
+        let encode = |(messages, images): (&Vec<Message>, &Vec<EncodedImage>)| {
+            format.encode(self, &chat.roles.apply(messages), images, chat.user_text)
+        };
+        let prompts: Vec<Prompt> =
+            conversations.iter().zip(images).map(encode).collect::<Result<_, Error>>()?;
+        // The model's own end ids know what ends a turn of Gemma's if the checkpoint's template is Gemma's.
+        let is_known = format.is_gemma() && chat.template == TemplateChoice::Checkpoint;
+        match is_known || options.ignore_eos {
+            true => self.generate_prompts(&prompts, options),
+            false => self.generate_prompts(&prompts, &format.ending_turns(self, options)),
+        }
     }
 
     /// Continues several sequences of ids together; nothing is added to them.

@@ -22,6 +22,19 @@ pub(crate) struct Prompt {
     pub(crate) spans: Vec<EmbeddedSpan>,
 }
 
+impl Prompt {
+    /// How many of `ids`, from the first, this prompt begins with, and what of it follows those. An image is never
+    /// divided.
+    pub(crate) fn after(self, ids: &[u32]) -> (usize, Self) {
+        let common = self.ids.iter().zip(ids).take_while(|(new, old)| new == old).count();
+        let divided = self.spans.iter().map(EmbeddedSpan::range).find(|span| span.contains(&common));
+        let common = divided.map_or(common, |span| span.start);
+        let spans = self.spans.iter().filter(|span| span.range().start >= common);
+        let spans = spans.map(|span| span.at(span.range().start - common)).collect();
+        (common, Self { ids: self.ids.get(common..).unwrap_or_default().to_vec(), spans })
+    }
+}
+
 impl Gemma3 {
     /// Encodes an image ahead of the questions about it. The result can be kept and shown in any number of
     /// turns and sessions of this model.

@@ -23,8 +23,9 @@
 //! # Conversations
 //!
 //! [`Gemma3::chat`] keeps history and cache and computes only what is new at each turn;
-//! [`Gemma3::respond`] answers a list of conversations at once. Both write Gemma's turns and keep a user
-//! from writing special tokens.
+//! [`Gemma3::respond`] answers a list of conversations at once. Both write the turns of the checkpoint's chat
+//! template and keep a user from writing special tokens. Gemma's template is built in; a fine-tune's own
+//! ([`Gemma3::chat_template_kind`] tells) needs the feature `jinja`.
 //!
 //! # Images
 //!
@@ -61,6 +62,8 @@
 #![forbid(unsafe_code)]
 
 mod chat;
+mod chat_format;
+mod chat_template;
 mod error;
 mod gemma3;
 #[cfg(feature = "hub")]
@@ -72,8 +75,11 @@ mod options;
 mod question;
 mod stop_strings;
 mod text;
+mod text_decoder;
 
 pub use chat::{AnswerStream, Chat, ChatBuilder, WhenFull};
+pub use chat_format::{ChatOptions, TemplateChoice};
+pub use chat_template::ChatTemplateKind;
 pub use error::Error;
 pub use gemma3::Gemma3;
 pub use load::gguf_vocabulary;
@@ -91,7 +97,7 @@ pub use gemma3_core::ops::Precision;
 pub use gemma3_core::sampling::SamplingOptions;
 pub use gemma3_core::{Device, Threads, device};
 pub use gemma3_tokenizer as tokenizer;
-pub use gemma3_tokenizer::{Message, Part, Role, UserText};
+pub use gemma3_tokenizer::{Message, Part, Role, Roles, UserText};
 pub use gemma3_vision as vision;
 pub use gemma3_vision::{
     Alpha, Crop, EncodeOptions, EncodedImage, Image, ImageCache, ImageError, ImageLimits, ImageOptions,

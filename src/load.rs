@@ -11,6 +11,7 @@ use gemma3_vision::{Mmproj, PreprocessorConfig, VisionWeights};
 use serde_json::Value;
 
 use crate::Error;
+use crate::chat_template::{self, Template};
 use crate::neighbours::{Neighbour, invalid, path_beside};
 
 /// The tokenizer of a GGUF file, or the `tokenizer.json` beside the weights. What lies beside a GGUF file that has
@@ -44,34 +45,19 @@ fn advice_without_tokenizer(path: &Path) -> &'static str {
     }
 }
 
-/// Where a folder may have a chat template; the first one counts.
-const CHAT_TEMPLATES: [&str; 3] = ["chat_template.jinja", "tokenizer_config.json", "chat_template.json"];
-
 /// The chat template of a GGUF file, which is the one in it or none, or the one beside the weights of a folder.
-pub(crate) fn chat_template(path: &Path, checkpoint: &Checkpoint) -> Result<Option<String>, Error> {
-    if let Some(metadata) = checkpoint.gguf() {
-        let template = metadata.str("tokenizer.chat_template").map_err(|source| in_file(path, source))?;
-        return Ok(template.map(str::to_owned));
-    }
-    for name in CHAT_TEMPLATES {
-        let Some(file) = Neighbour::find(path, name)? else { continue };
-        if name.ends_with(".jinja") {
-            return Ok(Some(file.text));
-        }
-        let template = template_in(&file.json()?).map_err(|source| file.refused(source))?;
-        if template.is_some() {
-            return Ok(template);
-        }
-    }
-    Ok(None)
+pub(crate) fn chat_template(path: &Path, checkpoint: &Checkpoint) -> Result<Option<Template>, Error> {
+    let Some(metadata) = checkpoint.gguf() else { return chat_template::in_folder(path) };
+    let template = gguf_template(metadata).map_err(|source| in_file(path, source))?;
+    Ok(template.map(|source| Template { source: source.to_owned(), special_tokens: Vec::new() }))
 }
 
-/// The template in the JSON of a `tokenizer_config.json` or `chat_template.json`; `None` if it has none.
-fn template_in(json: &Value) -> Result<Option<String>, ConfigError> {
-    match json.get("chat_template") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(template)) => Ok(Some(template.clone())),
-        Some(other) => Err(invalid("chat_template", "a Jinja template as a string", other)),
+/// The chat template inside of a GGUF file. Named templates (`tokenizer.chat_templates`) are for other uses, but for
+/// one of this name.
+fn gguf_template(metadata: &GgufMetadata) -> Result<Option<&str>, ConfigError> {
+    match metadata.str("tokenizer.chat_template")? {
+        Some(template) => Ok(Some(template)),
+        None => metadata.str("tokenizer.chat_template.default"),
     }
 }
 
@@ -80,10 +66,11 @@ fn template_in(json: &Value) -> Result<Option<String>, ConfigError> {
 pub(crate) fn ignored_template(path: &Path, checkpoint: &Checkpoint) -> Option<Warning> {
     let metadata = checkpoint.gguf()?;
     let has = |key| metadata.keys().any(|other| other == key);
-    if has("tokenizer.ggml.tokens") || has("tokenizer.chat_template") {
+    if has("tokenizer.ggml.tokens") || gguf_template(metadata).is_ok_and(|template| template.is_some()) {
         return None;
     }
-    let file = CHAT_TEMPLATES.into_iter().map(|name| path_beside(path, name)).find(|file| file.exists())?;
+    let files = chat_template::FILES.into_iter().map(|name| path_beside(path, name));
+    let file = files.into_iter().find(|file| file.exists())?;
     let problem = "not read, because the chat template of a GGUF file is the one in it";
     let effect = "the model counts as one without a chat template";
     Some(Warning::new(WarningKind::IgnoredFile, file.display().to_string(), problem, effect))
@@ -212,7 +199,7 @@ pub fn gguf_vocabulary(metadata: &GgufMetadata) -> Result<Option<GgufVocabulary>
         unknown: id("unknown_token_id")?,
         padding: id("padding_token_id")?,
         add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(true),
-        chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
+        chat_template: gguf_template(metadata)?.map(str::to_owned),
     }))
 }
 

@@ -26,7 +26,8 @@ impl Neighbour {
         let path = path_beside(model, name);
         // A link to nowhere is not absent: interrupted downloads leave such.
         if let Err(error) = std::fs::symlink_metadata(&path)
-            && error.kind() == ErrorKind::NotFound
+            // A folder on the way that is a file is as good as none.
+            && matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
         {
             return Ok(None);
         }

@@ -15,6 +15,9 @@ pub struct GenerateOptions {
     /// The most tokens to generate. `None`: until the model stops or the context is full.
     pub max_new_tokens: Option<usize>,
     /// Strings that end the text. They are not part of it.
+    ///
+    /// They are looked for in the text with its special tokens, as by transformers, so `<end_of_turn>` or
+    /// `"\n<end_of_turn>"` stop as well; only what was generated is searched, not the prompt.
     pub stop: Vec<String>,
     /// Ids that end the text, in addition to the model's own.
     pub stop_token_ids: Vec<u32>,

@@ -1,49 +1,50 @@
 //! Stop strings in a stream of text whose pieces may cut a stop string anywhere.
 
-/// Looks for stop strings in text that arrives in pieces, and holds back the end of the text as long as
-/// it could be the beginning of one.
+/// Looks for stop strings in text that arrives in pieces, and says up to where the text can't be part of one.
+///
+/// Places are counted in bytes from the beginning of the whole text, and never lie within a character.
 #[derive(Debug, Clone)]
 pub(crate) struct StopStrings {
     stops: Vec<String>,
+    /// The end of the text, as far as it could be the beginning of a stop string.
     held: String,
+    /// Where `held` begins.
+    begin: usize,
 }
 
 /// What became of a piece.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scan {
-    /// This much text is safe to show (it may be empty).
-    Text(String),
-    /// A stop string was found; this is the text before it.
-    Stop(String),
+    /// No stop string begins before this place, whatever follows.
+    Safe(usize),
+    /// A stop string was found; it begins at this place.
+    Stop(usize),
 }
 
 impl StopStrings {
     /// Empty strings stop nothing.
     pub(crate) fn new(stops: &[String]) -> Self {
         let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
-        Self { stops, held: String::new() }
+        Self { stops, held: String::new(), begin: 0 }
+    }
+
+    /// Whether there is nothing to look for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.stops.is_empty()
     }
 
     /// Takes the next piece.
     pub(crate) fn push(&mut self, piece: &str) -> Scan {
-        if self.stops.is_empty() {
-            return Scan::Text(piece.to_owned());
-        }
         self.held.push_str(piece);
         // The stop string that begins first wins, whichever was asked for first.
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            let mut text = std::mem::take(&mut self.held);
-            text.truncate(at);
-            return Scan::Stop(text);
+            return Scan::Stop(self.begin + at);
         }
         let keep = self.stops.iter().map(|stop| partial_match(&self.held, stop)).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        Scan::Text(std::mem::replace(&mut self.held, rest))
-    }
-
-    /// The text that was held back, when no more will come.
-    pub(crate) fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+        let safe = self.held.len() - keep;
+        self.held.drain(..safe);
+        self.begin += safe;
+        Scan::Safe(self.begin)
     }
 }
 
@@ -62,17 +63,25 @@ fn partial_match(text: &str, stop: &str) -> usize {
 mod tests {
     use super::*;
 
+    /// The text before the first stop string, and whether there was one; what is safe is checked to stay so.
     fn run(stops: &[&str], pieces: &[&str]) -> (String, bool) {
         let stops: Vec<String> = stops.iter().map(|stop| (*stop).to_owned()).collect();
         let mut scanner = StopStrings::new(&stops);
-        let mut shown = String::new();
+        let (mut text, mut shown) = (String::new(), 0);
         for piece in pieces {
+            text += piece;
             match scanner.push(piece) {
-                Scan::Text(text) => shown += &text,
-                Scan::Stop(text) => return (shown + &text, true),
+                Scan::Safe(safe) => {
+                    assert!(safe >= shown && text.is_char_boundary(safe));
+                    shown = safe;
+                }
+                Scan::Stop(at) => {
+                    assert!(at >= shown, "what was shown is not taken back");
+                    return (text[..at].to_owned(), true);
+                }
             }
         }
-        (shown + &scanner.finish(), false)
+        (text, false)
     }
 
     #[test]
@@ -91,6 +100,9 @@ mod tests {
         assert_eq!(run(&["\n\nUser:"], &["a\n", "\nUs", "eful"]), ("a\n\nUseful".to_owned(), false));
         assert_eq!(run(&["aab"], &["a", "a", "a", "b", "c"]), ("a".to_owned(), true));
         assert_eq!(run(&["STOP"], &["end ST"]), ("end ST".to_owned(), false));
+        let mut scanner = StopStrings::new(&["STOP".to_owned()]);
+        assert_eq!(scanner.push("end ST"), Scan::Safe(4));
+        assert_eq!(scanner.push("AY"), Scan::Safe(8));
     }
 
     #[test]
@@ -99,9 +111,10 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_held_back_without_stop_strings() {
+    fn an_empty_string_stops_nothing() {
         let mut scanner = StopStrings::new(&[String::new()]);
-        assert_eq!(scanner.push("text"), Scan::Text("text".to_owned()));
+        assert!(scanner.is_empty());
+        assert_eq!(scanner.push("text"), Scan::Safe(4));
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! A session in text: prompts are encoded, tokens become pieces of text, stop strings stop.
 
+use std::ops::ControlFlow;
+
 use gemma3_core::generate as core_generate;
 use gemma3_core::generate::{
     CancelHandle, FinishReason, ScoredToken, Session, SessionOptions, Token, TokenStream,
 };
-use gemma3_tokenizer::{Bos, EncodeOptions, SpecialTokens, StreamDecoder};
+use gemma3_tokenizer::{Bos, EncodeOptions, SpecialTokens};
 use gemma3_vision::EncodedImage;
 
 use crate::images::Prompt;
-use crate::stop_strings::{Scan, StopStrings};
+use crate::text_decoder::TextDecoder;
 use crate::{Error, Gemma3, GenerateOptions};
 
 /// One text with its cache. It can be extended, continued, forked and cut back; what was computed once is
@@ -61,7 +63,10 @@ impl TextSession {
         &mut self.session
     }
 
-    /// Appends text. At the beginning `<bos>` is put before it. Special tokens written in the text are
+    /// Appends text. At the beginning `<bos>` is put before it, also before a text that begins with a written
+    /// `<bos>`, as transformers does: such a text, a rendered chat for instance, then begins with two, which hurts
+    /// its continuation. [`Tokenizer::starts_with_bos`](gemma3_tokenizer::Tokenizer::starts_with_bos) tells;
+    /// encode it with [`Bos::Once`] and use [`append_ids`](Self::append_ids). Special tokens written in the text are
     /// read as such; escape text of strangers with the tokenizer's options and
     /// [`append_ids`](Self::append_ids), or use a [`Chat`](crate::Chat). `<start_of_image>` is then a token like
     /// others; see [`append_with_images`](Self::append_with_images).
@@ -159,7 +164,7 @@ impl<'a> TextStream<'a> {
         let prompt_tokens = session.len();
         Ok(Self {
             tokens: session.generate(gemma.core_options(options))?,
-            decoder: TextDecoder::new(gemma, options),
+            decoder: TextDecoder::new(gemma.tokenizer(), &options.stop),
             prompt_tokens,
             done: false,
         })
@@ -244,7 +249,13 @@ impl Iterator for TextStream<'_> {
                 };
             }
         };
-        let (mut text, stopped) = self.decoder.push(token.id);
+        let (mut text, stopped) = match self.decoder.push(token.id) {
+            Ok(pushed) => pushed,
+            Err(error) => {
+                self.done = true;
+                return Some(Err(error));
+            }
+        };
         if stopped {
             self.tokens.finish_with(FinishReason::Stop);
             self.done = true;
@@ -272,37 +283,6 @@ pub(crate) fn collect(
     Ok((text, tokens))
 }
 
-/// From token ids to text that can be shown.
-#[derive(Debug)]
-struct TextDecoder {
-    decoder: StreamDecoder,
-    stops: StopStrings,
-}
-
-impl TextDecoder {
-    fn new(gemma: &Gemma3, options: &GenerateOptions) -> Self {
-        Self { decoder: gemma.tokenizer().stream_decoder(true), stops: StopStrings::new(&options.stop) }
-    }
-
-    /// The text that can be shown after a token, and whether a stop string came up.
-    fn push(&mut self, id: u32) -> (String, bool) {
-        match self.decoder.push(id).map(|piece| self.stops.push(&piece)) {
-            None => (String::new(), false),
-            Some(Scan::Text(text)) => (text, false),
-            Some(Scan::Stop(text)) => (text, true),
-        }
-    }
-
-    /// What was held back, and whether a stop string came up in it.
-    fn finish(&mut self) -> Result<(String, bool), Error> {
-        let last = self.decoder.finish()?;
-        Ok(match self.stops.push(&last) {
-            Scan::Text(text) => (text + &self.stops.finish(), false),
-            Scan::Stop(text) => (text, true),
-        })
-    }
-}
-
 /// Continues several sessions together; see [`core_generate::generate_batch`].
 pub(crate) fn generate_batch(
     sessions: &mut [TextSession],
@@ -313,18 +293,31 @@ pub(crate) fn generate_batch(
         return Ok(Vec::new());
     };
     let prompt_tokens: Vec<usize> = sessions.iter().map(|session| session.session.len()).collect();
-    let mut decoders: Vec<_> =
-        sessions.iter().map(|_| (TextDecoder::new(&gemma, options), String::new())).collect();
+    let mut decoders: Vec<_> = sessions
+        .iter()
+        .map(|_| (TextDecoder::new(gemma.tokenizer(), &options.stop), String::new()))
+        .collect();
     let core_options = vec![gemma.core_options(options); sessions.len()];
     let mut references: Vec<&mut Session> = sessions.iter_mut().map(|session| &mut session.session).collect();
+    let mut failed = None;
     let mut on_token = |row: usize, token: &Token| {
         let (decoder, text) = &mut decoders[row];
-        let (piece, stopped) = decoder.push(token.id);
-        *text += &piece;
-        if stopped { std::ops::ControlFlow::Break(()) } else { std::ops::ControlFlow::Continue(()) }
+        match decoder.push(token.id) {
+            Ok((piece, stopped)) => {
+                *text += &piece;
+                if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            }
+            Err(error) => {
+                failed.get_or_insert(error);
+                ControlFlow::Break(())
+            }
+        }
     };
     let completions =
         core_generate::generate_batch_with(&mut references, &core_options, cancel, &mut on_token)?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
     let mut generations = Vec::with_capacity(completions.len());
     for ((completion, (mut decoder, mut text)), prompt_tokens) in
         completions.into_iter().zip(decoders).zip(prompt_tokens)

@@ -84,6 +84,67 @@ fn a_stop_string_ends_the_text_and_does_not_leak() {
     }
 }
 
+/// The ids in this order, whatever the model thinks, and the first `<end_of_turn>` in the end.
+fn forced(gemma: &Gemma3, options: GenerateOptions, ids: &[u32]) -> GenerateOptions {
+    // Each step penalizes what was there already, so ids that differ come in the order of their bias.
+    let end = gemma.tokenizer().end_of_turn_id().expect("an end of turn");
+    let bias = |(at, id): (usize, &u32)| (*id, 1e6 - 1e4 * at as f32);
+    let logit_bias = ids.iter().chain([&end]).enumerate().map(bias).collect();
+    let sampling = SamplingOptions { logit_bias, presence_penalty: 5e5, ..options.sampling };
+    GenerateOptions { sampling, ..options }
+}
+
+#[test]
+fn stop_strings_with_special_tokens_end_streams_batches_and_chats() {
+    let Some(gemma) = tiny() else { return };
+    let id = |token: &str| gemma.tokenizer().token_to_id(token).expect("an id");
+    let ids = [id("the"), id("in"), id("\n"), id("<start_of_turn>"), id("on")];
+    for (stop, text, tokens) in [
+        ("<end_of_turn>", "thein\non", 6),
+        ("on<end_of_turn>", "thein\n", 6),
+        ("<start_of_turn>", "thein\n", 4),
+        ("in\n<start_of_turn>", "the", 4),
+        ("\n<start_of_turn>on", "thein", 5),
+        ("<start_of_turn>on<end_of_turn>", "thein\n", 6),
+    ] {
+        for ignore_eos in [true, false] {
+            let options = GenerateOptions { ignore_eos, ..forced(&gemma, greedy(8), &ids) };
+            let options = GenerateOptions { stop: vec![stop.to_owned()], ..options };
+            let mut session = gemma.session().expect("a session");
+            session.append("to the inn").expect("room");
+            let stream = session.stream(&options).expect("a stream");
+            let pieces: Vec<_> = stream.map(|piece| piece.expect("a piece")).collect();
+            let streamed: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
+            let whole = gemma.generate("to the inn", &options).expect("a text");
+            let batch = gemma.generate_batch(&["to the inn", "the"], &options).expect("texts");
+            let asked = |question: &str| vec![Message::user(question)];
+            let answers = gemma.respond(&[asked("the inn?"), asked("the")], &options).expect("answers");
+            let mut chat = gemma.chat().options(options).session(context(300)).start().expect("a chat");
+            let answer = chat.answer("the inn?").expect("an answer");
+            assert_eq!(chat.messages().last(), Some(&Message::model(answer.text.as_str())));
+            assert_eq!(streamed, whole.text);
+            let all = [&[whole, answer][..], &batch, &answers].concat();
+            for generation in all {
+                assert_eq!(generation.text, text, "before {stop:?}");
+                assert_eq!(generation.tokens.len(), tokens, "tokens before {stop:?}");
+                assert_eq!(generation.finish_reason, FinishReason::Stop, "{stop:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn stop_strings_that_never_come_change_nothing() {
+    let Some(gemma) = tiny() else { return };
+    let sampling = SamplingOptions { seed: Some(3), temperature: 4.0, ..SamplingOptions::default() };
+    let options = GenerateOptions { sampling, ..greedy(200) };
+    let plain = gemma.generate("the", &options).expect("a text");
+    let ids: Vec<u32> = plain.tokens.iter().map(|token| token.id).collect();
+    assert_eq!(plain.text, gemma.tokenizer().decode(&ids, true).expect("text"));
+    let stop = vec!["<start_of_turn>user".to_owned(), "\n\n<end_of_turn>\n".to_owned()];
+    assert_eq!(gemma.generate("the", &GenerateOptions { stop, ..options }).expect("a text"), plain);
+}
+
 #[test]
 fn a_stop_id_ends_the_text() {
     let Some(gemma) = tiny() else { return };

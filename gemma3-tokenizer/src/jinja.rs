@@ -133,8 +133,9 @@ impl JinjaTemplate {
     /// `variables` are further names that the template may use, such as `bos_token`.
     ///
     /// The text can be encoded with [`Bos::None`](crate::Bos::None) or, if it is not known whether the
-    /// template writes `<bos>`, with [`Bos::Once`](crate::Bos::Once). Whatever the messages contain is encoded
-    /// as in the reference: a custom template does not tell its own special tokens from a user's.
+    /// template writes `<bos>`, with [`Bos::Once`](crate::Bos::Once). Whatever the messages contain is then encoded
+    /// as in the reference, special tokens of a user included; [`JinjaTemplate::encode`] tells them from the
+    /// template's own.
     ///
     /// # Errors
     /// The limits, `raise_exception`, and whatever else fails in the template.
@@ -144,8 +145,18 @@ impl JinjaTemplate {
         add_generation_prompt: bool,
         variables: &[(&str, &str)],
     ) -> Result<String, JinjaError> {
-        let mut context: Vec<(&str, Value)> =
-            variables.iter().map(|&(name, value)| (name, Value::from(value))).collect();
+        let variables = variables.iter().map(|&(name, value)| (name, Value::from(value)));
+        self.render_values(messages, add_generation_prompt, variables)
+    }
+
+    /// [`JinjaTemplate::render`] with variables of any type.
+    pub(crate) fn render_values<'v>(
+        &self,
+        messages: &serde_json::Value,
+        add_generation_prompt: bool,
+        variables: impl Iterator<Item = (&'v str, Value)>,
+    ) -> Result<String, JinjaError> {
+        let mut context: Vec<(&str, Value)> = variables.collect();
         context.push(("messages", Value::from(Serde(messages))));
         context.push(("add_generation_prompt", Value::from(add_generation_prompt)));
         let context = Value::from_pairs(context);

@@ -36,8 +36,10 @@
 //! # Ok::<(), gemma3_tokenizer::ChatError>(())
 //! ```
 //!
-//! Conversations in Hugging Face's JSON are read by [`conversation_from_json`]. Models with a template of their own
-//! need the feature `jinja`, which renders it within limits.
+//! Conversations in Hugging Face's JSON are read by [`conversation_from_json`]. Turns that do not alternate
+//! (two system messages, user after user, a tool's answer) are an error; [`Roles::Merge`] makes turns of them that
+//! do. Models with a template of their own ([`Edition::of`] tells) need the feature `jinja`, which
+//! renders it within limits and keeps a user's text escaped as well.
 //!
 //! # Images
 //! An image in a prompt is a fixed number of soft tokens, whose vectors come from the pixels; [`Images`] says what
@@ -74,6 +76,8 @@ mod gguf;
 mod images;
 #[cfg(feature = "jinja")]
 mod jinja;
+#[cfg(feature = "jinja")]
+mod jinja_chat;
 mod merges;
 mod model;
 mod parts;
@@ -85,8 +89,8 @@ mod tokenizer;
 mod tokenizer_json;
 
 pub use chat::{
-    Answer, ChatError, ChatTemplate, Message, NullKeys, Part, Role, UserText, conversation_from_json,
-    conversation_to_json,
+    Answer, ChatError, ChatTemplate, Edition, Message, NullKeys, Part, Role, Roles, UserText,
+    conversation_from_json, conversation_to_json,
 };
 pub use error::TokenizerError;
 pub use gguf::GgufVocabulary;

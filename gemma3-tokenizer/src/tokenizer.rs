@@ -245,6 +245,25 @@ impl Tokenizer {
         if adds_bos && template.adds_ids() { template.apply(ids) } else { ids }
     }
 
+    /// Whether a text begins with a written `<bos>`, as a rendered chat does. [`Bos::Add`] puts a second one before
+    /// it, as the reference does, [`Bos::Once`] does not; who lets people paste prompts can warn of it.
+    ///
+    /// ```
+    /// use gemma3_tokenizer::{Bos, Tokenizer};
+    /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-text/tokenizer.json");
+    ///
+    /// let tokenizer = Tokenizer::from_file(path)?;
+    /// let (text, bos) = ("<bos>the inn", tokenizer.bos_id().unwrap());
+    /// assert!(tokenizer.starts_with_bos(text) && !tokenizer.starts_with_bos("the inn"));
+    /// assert_eq!(tokenizer.encode(text, Bos::Add)?[..2], [bos, bos]);
+    /// assert_ne!(tokenizer.encode(text, Bos::Once)?[1], bos);
+    /// # Ok::<(), gemma3_tokenizer::TokenizerError>(())
+    /// ```
+    pub fn starts_with_bos(&self, text: &str) -> bool {
+        let bos = self.bos_id().and_then(|id| self.id_to_token(id)).filter(|bos| !bos.is_empty());
+        bos.is_some_and(|bos| text.starts_with(&bos))
+    }
+
     /// Encodes two texts as the reference does: for Gemma `<bos>` first `<bos>` second.
     ///
     /// # Errors

@@ -3,11 +3,15 @@
 
 mod json;
 mod message;
+mod published;
+mod roles;
 mod template;
 mod turns;
 
 pub use json::{NullKeys, conversation_from_json, conversation_to_json};
 pub use message::{Message, Part, Role};
+pub use published::Edition;
+pub use roles::Roles;
 pub use template::{Answer, ChatTemplate, UserText};
 
 #[cfg(feature = "jinja")]
@@ -26,7 +30,8 @@ pub enum ChatError {
     /// The turns are not in the order that Gemma knows.
     #[error(
         "message {index} has the role {role:?}: conversation roles must alternate \
-         user/assistant/user/assistant/... after an optional system message"
+         user/assistant/user/assistant/... after an optional system message; `Roles::Merge` makes such turns of \
+         others (developer, tool, several messages of one role)"
     )]
     RolesMustAlternate {
         /// The position in the conversation, the system message included.
@@ -64,7 +69,10 @@ pub enum ChatError {
     },
 
     /// A JSON message with content of another kind ("Invalid content type" in the reference).
-    #[error("message {index} has {found} content: expected text, or a list of parts")]
+    #[error(
+        "message {index} has {found} content: expected text, or a list of parts; `NullKeys::Drop` reads null as \
+         no content"
+    )]
     InvalidContent {
         /// The position in the conversation.
         index: usize,
@@ -85,4 +93,9 @@ pub enum ChatError {
     /// The rendered text could not be encoded.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+
+    /// A custom template failed, or refused the conversation.
+    #[cfg(feature = "jinja")]
+    #[error(transparent)]
+    Jinja(#[from] crate::jinja::JinjaError),
 }

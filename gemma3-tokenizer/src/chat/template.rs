@@ -1,7 +1,7 @@
 //! [`ChatTemplate`]: renders and encodes conversations.
 
 use super::turns::{Piece, Turns};
-use super::{ChatError, Message};
+use super::{ChatError, Edition, Message};
 use crate::images::Images;
 use crate::prompt::PromptEncoder;
 use crate::tokenizer::{Bos, EncodeOptions, SpecialTokens, Tokenizer};
@@ -101,6 +101,23 @@ impl ChatTemplate {
         images: Images<'_>,
     ) -> Result<Vec<u32>, ChatError> {
         encode(tokenizer, &Turns::of(messages, add_generation_prompt)?, user_text, Some(images))
+    }
+
+    /// [`ChatTemplate::encode`], or with images [`ChatTemplate::encode_with_images`], as one of the template's
+    /// editions writes the conversation.
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub fn encode_edition(
+        edition: Edition,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        user_text: UserText,
+        images: Option<Images<'_>>,
+    ) -> Result<Vec<u32>, ChatError> {
+        let turns = Turns::of_edition(edition, messages, add_generation_prompt)?;
+        encode(tokenizer, &turns, user_text, images)
     }
 
     /// The text that continues a conversation after an answer: the answer's end, `message`, and the

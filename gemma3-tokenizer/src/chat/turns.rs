@@ -3,7 +3,7 @@
 //! `<bos>`, then for each message `<start_of_turn>ROLE\nCONTENT<end_of_turn>\n`. The system text and
 //! two newlines come before the content of the first turn. Contents are stripped, the system text is not.
 
-use super::{ChatError, Message, Part, Role};
+use super::{ChatError, Edition, Message, Part, Role};
 use crate::special;
 
 /// A piece of a rendered conversation. Texts side by side belong together: they merge when they are encoded.
@@ -32,6 +32,15 @@ pub(crate) struct Turns<'a>(Vec<Piece<'a>>);
 impl<'a> Turns<'a> {
     /// The whole conversation.
     pub fn of(messages: &'a [Message], add_generation_prompt: bool) -> Result<Self, ChatError> {
+        Self::of_edition(Edition::Current, messages, add_generation_prompt)
+    }
+
+    /// The whole conversation in one of the template's editions.
+    pub fn of_edition(
+        edition: Edition,
+        messages: &'a [Message],
+        add_generation_prompt: bool,
+    ) -> Result<Self, ChatError> {
         let (mut system, first_index, turns) = match messages {
             [] => return Err(ChatError::Empty),
             [system, turns @ ..] if system.role.name() == "system" => (Some(system_text(system)?), 1, turns),
@@ -45,7 +54,7 @@ impl<'a> Turns<'a> {
                 let (index, role) = (slot.saturating_add(first_index), message.role.name().to_owned());
                 return Err(ChatError::RolesMustAlternate { index, role });
             }
-            this.turn(message, system.take());
+            this.turn(message, system.take().map(|system| (system, edition.system_end())));
         }
         if add_generation_prompt {
             this.open(&Role::Model);
@@ -81,11 +90,11 @@ impl<'a> Turns<'a> {
         self.0.iter().filter(|piece| **piece == Piece::Image).count()
     }
 
-    fn turn(&mut self, message: &'a Message, system: Option<&'a str>) {
+    fn turn(&mut self, message: &'a Message, system: Option<(&'a str, &'static str)>) {
         self.open(&message.role);
-        if let Some(system) = system {
+        if let Some((system, end)) = system {
             self.text(system);
-            self.text("\n\n");
+            self.text(end);
         }
         for part in &message.content {
             match part {
