@@ -8,8 +8,8 @@ use std::path::{Component, Path};
 use serde_json::Value;
 
 use super::tensors::{FileTensor, TensorTable};
-use super::{CheckpointBytes, CheckpointError, safetensors};
-use crate::config::{ConfigError, GenerationConfig, ModelConfig, json};
+use super::{CheckpointBytes, CheckpointError, Configs, safetensors};
+use crate::config::{ConfigError, json};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -22,15 +22,14 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// The contents of a Hugging Face folder as far as they concern the model.
 pub(super) struct Folder {
-    pub(super) config: ModelConfig,
-    pub(super) generation_config: GenerationConfig,
+    pub(super) configs: Configs,
     pub(super) table: TensorTable,
 }
 
 /// Opens `config.json`, `generation_config.json` if there is one, and the weights: like
 /// transformers, `model.safetensors` where it exists, else the shards of the index.
 pub(super) fn open_folder(folder: &Path) -> Result<Folder, CheckpointError> {
-    let (config, generation_config) = read_configs(folder)?;
+    let configs = read_configs(folder)?;
     let mut table = TensorTable::default();
     let single = folder.join(SINGLE_FILE);
     let index = folder.join(INDEX);
@@ -45,18 +44,18 @@ pub(super) fn open_folder(folder: &Path) -> Result<Folder, CheckpointError> {
             advice: advice_without(folder, &[".safetensors", ".gguf", ".bin"]),
         });
     }
-    Ok(Folder { config, generation_config, table })
+    Ok(Folder { configs, table })
 }
 
 /// Opens one mapped `.safetensors` with the configurations beside it.
 pub(super) fn open_single_file(path: &Path, bytes: CheckpointBytes) -> Result<Folder, CheckpointError> {
     let folder = path.parent().unwrap_or(Path::new(""));
-    let (config, generation_config) = read_configs(folder)?;
+    let configs = read_configs(folder)?;
     let mut table = TensorTable::default();
     let label = path.display().to_string();
     let tensors = safetensors::parse(&label, bytes.as_slice())?;
     table.add_file(label, bytes, tensors)?;
-    Ok(Folder { config, generation_config, table })
+    Ok(Folder { configs, table })
 }
 
 /// Takes shards that are in memory.
@@ -65,20 +64,17 @@ pub(super) fn from_memory(
     generation_config_json: Option<&str>,
     shards: impl Iterator<Item = CheckpointBytes>,
 ) -> Result<Folder, CheckpointError> {
-    let config =
-        ModelConfig::from_json(config_json).map_err(|error| CheckpointError::config(CONFIG, error))?;
-    let generation_config = match generation_config_json {
-        Some(text) => GenerationConfig::from_json(text)
-            .map_err(|error| CheckpointError::config(GENERATION_CONFIG, error))?,
-        None => GenerationConfig::default(),
-    };
+    let mut configs = Configs::read(CONFIG, config_json)?;
+    if let Some(text) = generation_config_json {
+        configs.recommend(GENERATION_CONFIG, Ok(text.to_owned()));
+    }
     let mut table = TensorTable::default();
     for (index, bytes) in shards.enumerate() {
         let label = format!("shard {index} in memory");
         let tensors = safetensors::parse(&label, bytes.as_slice())?;
         table.add_file(label, bytes, tensors)?;
     }
-    Ok(Folder { config, generation_config, table })
+    Ok(Folder { configs, table })
 }
 
 /// What a file that isn't a checkpoint seems to be.
@@ -97,7 +93,7 @@ pub(super) fn describe(path: &Path, bytes: &[u8]) -> String {
     }
 }
 
-fn read_configs(folder: &Path) -> Result<(ModelConfig, GenerationConfig), CheckpointError> {
+fn read_configs(folder: &Path) -> Result<Configs, CheckpointError> {
     let path = folder.join(CONFIG);
     if !path.exists() {
         return Err(CheckpointError::IncompleteFolder {
@@ -106,16 +102,12 @@ fn read_configs(folder: &Path) -> Result<(ModelConfig, GenerationConfig), Checkp
             advice: advice_without(folder, &[".gguf"]),
         });
     }
-    let config = ModelConfig::from_json(&read_text(&path, MAX_CONFIG_BYTES)?)
-        .map_err(|error| CheckpointError::config(&path.display().to_string(), error))?;
+    let mut configs = Configs::read(&path.display().to_string(), &read_text(&path, MAX_CONFIG_BYTES)?)?;
     let path = folder.join(GENERATION_CONFIG);
-    let generation_config = if path.exists() {
-        GenerationConfig::from_json(&read_text(&path, MAX_CONFIG_BYTES)?)
-            .map_err(|error| CheckpointError::config(&path.display().to_string(), error))?
-    } else {
-        GenerationConfig::default()
-    };
-    Ok((config, generation_config))
+    if path.exists() {
+        configs.recommend(&path.display().to_string(), read_text(&path, MAX_CONFIG_BYTES));
+    }
+    Ok(configs)
 }
 
 /// Names a file that the user may have meant.

@@ -8,6 +8,7 @@ mod error;
 mod file;
 mod metadata;
 mod reader;
+mod special_tokens;
 
 pub use error::GgufError;
 pub use file::GgufFile;
