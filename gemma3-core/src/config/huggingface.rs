@@ -3,6 +3,8 @@
 //! Absent fields take the defaults of transformers' `Gemma3TextConfig`, `SiglipVisionConfig` and
 //! `Gemma3Config`: the published 4B, 12B and 27B files rely on them.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::json::{self, Fields, brief};
@@ -128,10 +130,11 @@ fn wrapped_config(top: &Fields<'_>) -> Result<ConfigFile, ConfigError> {
 /// The ids that end a text, wherever they stand: a text that goes on after its end is worse than one
 /// that ends at an id of the one place and not of the other.
 fn end_ids(places: &[Fields<'_>], notes: &mut Vec<Note>) -> Vec<u32> {
+    let mut seen = HashSet::new();
     let mut ids = Vec::new();
     for place in places {
         let more = place.special_tokens("eos_token_id", Topic::SpecialToken, notes);
-        ids.extend(more.into_iter().filter(|id| !ids.contains(id)).collect::<Vec<_>>());
+        ids.extend(more.into_iter().filter(|id| seen.insert(*id)));
     }
     if ids.is_empty() {
         ids.push(DEFAULT_EOS);
@@ -166,7 +169,7 @@ fn text_config(
     notes: &mut Vec<Note>,
 ) -> Result<TextConfig, ConfigError> {
     reject_other_mathematics(fields)?;
-    note_ignored_activation(fields, notes)?;
+    note_ignored_activation(fields, notes);
     let num_hidden_layers = fields.size_or("num_hidden_layers", 26)?;
     let rope = rope_parameters(fields)?;
     let layer_types = layer_types(fields, num_hidden_layers)?;
@@ -201,9 +204,11 @@ fn sliding_window(fields: &Fields<'_>, layer_types: &[LayerType]) -> Result<usiz
     Ok(fields.size("sliding_window")?.unwrap_or(4096))
 }
 
-/// Variants whose logits would silently be wrong here. A cap is one of them: transformers applies
-/// `final_logit_softcapping` where a config states it, which Gemma 3's own leave null; so such a file
-/// describes a model that was trained with it. (For GGUF files see `checkpoint/gguf/config.rs`.)
+/// Variants whose logits would silently be wrong here. A cap is one of them: Gemma 3's own files leave both
+/// null, so a file that states one describes a model that was trained with it. transformers applies
+/// `final_logit_softcapping` in its text models. (It passes over that of an image-text model and over
+/// `attn_logit_softcapping`; which of the two is meant there, nobody can tell. For GGUF files, where a cap
+/// is known to be a slip, see `checkpoint/gguf/config.rs`.)
 fn reject_other_mathematics(fields: &Fields<'_>) -> Result<(), ConfigError> {
     for name in ["final_logit_softcapping", "attn_logit_softcapping"] {
         if let Some(value) = fields.get(name) {
@@ -224,19 +229,17 @@ fn reject_other_mathematics(fields: &Fields<'_>) -> Result<(), ConfigError> {
 
 /// `hidden_act` is the field of other models, and of Gemma 3's encoder; its decoder has
 /// `hidden_activation`.
-fn note_ignored_activation(fields: &Fields<'_>, notes: &mut Vec<Note>) -> Result<(), ConfigError> {
+fn note_ignored_activation(fields: &Fields<'_>, notes: &mut Vec<Note>) {
     const NAME: &str = "hidden_act";
-    match fields.get(NAME) {
-        Some(value) if value.as_str() != Some(GELU_TANH) => notes.push(Note::on(
+    if let Some(value) = fields.get(NAME).filter(|value| value.as_str() != Some(GELU_TANH)) {
+        notes.push(Note::on(
             Topic::IgnoredField,
             &fields.field(NAME),
             &format!("\"{GELU_TANH}\""),
             &brief(value),
             "Gemma 3 doesn't use the field, only `hidden_activation`",
-        )),
-        _ => {}
+        ));
     }
-    Ok(())
 }
 
 fn reject_other_activation(fields: &Fields<'_>, name: &str) -> Result<(), ConfigError> {
