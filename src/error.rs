@@ -58,16 +58,6 @@ pub enum Error {
         /// What to do.
         advice: &'static str,
     },
-    /// The tokenizer has ids that the model lacks.
-    #[error(
-        "the tokenizer has the id {max_id}, but the model's embedding has only {vocab_size} rows: they belong to different models"
-    )]
-    TokenizerMismatch {
-        /// The tokenizer's largest id that text can produce.
-        max_id: u32,
-        /// Rows of the model's embedding.
-        vocab_size: usize,
-    },
     /// An image was given to a model that takes text only.
     #[error(
         "this model takes text only; images need the 4B, 12B or 27B with its image encoder: a Hugging Face folder, or a GGUF file together with its mmproj file"

@@ -167,9 +167,10 @@ impl Gemma3 {
             (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
         });
         let tokenizer = tokenizer?;
-        load::check_vocabulary(&tokenizer, checkpoint.config().text.vocab_size)?;
         let (model, vision) = loaded?;
-        let warnings = checkpoint.warnings().iter().cloned().chain(ignored).collect();
+        let mut warnings = checkpoint.warnings().to_vec();
+        warnings.extend(ignored);
+        warnings.extend(load::tokens_without_rows(&tokenizer, &checkpoint));
         Ok(Self::new(model, vision, tokenizer, chat_template, warnings))
     }
 
@@ -178,7 +179,7 @@ impl Gemma3 {
     ///
     /// # Errors
     ///
-    /// Weights that cannot be loaded, or a tokenizer with more ids than the model.
+    /// Weights that cannot be loaded.
     pub fn from_parts(
         checkpoint: &Checkpoint,
         tokenizer: Tokenizer,
@@ -216,9 +217,10 @@ impl Gemma3 {
     ) -> Result<Self, Error> {
         let with_vision = load::with_mmproj(weights.checkpoint, weights.mmproj, &tokenizer)?;
         let checkpoint = with_vision.as_ref().unwrap_or(weights.checkpoint);
-        load::check_vocabulary(&tokenizer, checkpoint.config().text.vocab_size)?;
         let (model, vision) = Weights { checkpoint, ..weights }.load(device, options)?;
-        let warnings = checkpoint.warnings().iter().cloned().chain(ignored).collect();
+        let mut warnings = checkpoint.warnings().to_vec();
+        warnings.extend(ignored);
+        warnings.extend(load::tokens_without_rows(&tokenizer, checkpoint));
         Ok(Self::new(model, vision, tokenizer, chat_template, warnings))
     }
 

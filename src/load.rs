@@ -188,31 +188,48 @@ pub fn gguf_vocabulary(metadata: &GgufMetadata) -> Result<Option<GgufVocabulary>
     let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? else {
         return Ok(None);
     };
-    let id = |name: &str| metadata.u32(&format!("tokenizer.ggml.{name}"));
+    // An id that is none of these tokens is a warning of the checkpoint; the tokenizer does without it.
+    let count = tokens.len();
+    let id = |name: &str| {
+        let id = metadata.u32(&format!("tokenizer.ggml.{name}")).ok().flatten();
+        id.filter(|id| usize::try_from(*id).is_ok_and(|id| id < count))
+    };
     Ok(Some(GgufVocabulary {
         model: metadata.str("tokenizer.ggml.model")?.unwrap_or_default().to_owned(),
         tokens: tokens.into_iter().map(str::to_owned).collect(),
         scores: metadata.f32s("tokenizer.ggml.scores")?.unwrap_or_default(),
         token_types: metadata.i32s("tokenizer.ggml.token_type")?.unwrap_or_default(),
-        bos: id("bos_token_id")?,
-        eos: id("eos_token_id")?,
-        unknown: id("unknown_token_id")?,
-        padding: id("padding_token_id")?,
+        bos: id("bos_token_id"),
+        eos: id("eos_token_id"),
+        unknown: id("unknown_token_id"),
+        padding: id("padding_token_id"),
         add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(true),
         chat_template: gguf_template(metadata)?.map(str::to_owned),
     }))
 }
 
-/// Fails if ordinary text could give an id that the model lacks.
+/// What there is to say if text could give ids that the embedding has no row for: tokens that were added to
+/// the tokenizer and not to the model. A prompt with one is refused when it is appended.
 ///
 /// The soft token of images is one id beyond the vocabulary of the text-only models, whose tokenizer
 /// nevertheless has it.
-pub(crate) fn check_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Result<(), Error> {
-    let is_text = |id: &u32| !tokenizer.is_special(*id) && tokenizer.is_known(*id);
-    match (0..=tokenizer.max_id()).rev().find(is_text) {
-        Some(max_id) if max_id as usize >= vocab_size => Err(Error::TokenizerMismatch { max_id, vocab_size }),
-        _ => Ok(()),
-    }
+pub(crate) fn tokens_without_rows(tokenizer: &Tokenizer, checkpoint: &Checkpoint) -> Option<Warning> {
+    let rows = checkpoint.config().text.vocab_size;
+    let soft_token = tokenizer.token_to_id(special::IMAGE_SOFT_TOKEN);
+    let first = u32::try_from(rows).ok()?;
+    let without_row = |id: &u32| tokenizer.is_known(*id) && Some(*id) != soft_token;
+    let count = (first..=tokenizer.max_id()).filter(without_row).count();
+    let last = (first..=tokenizer.max_id()).rev().find(without_row)?;
+    let text = tokenizer.id_to_token(last).unwrap_or_default();
+    Some(Warning::new(
+        WarningKind::TokensWithoutRows,
+        checkpoint.source(),
+        format!(
+            "the embedding has {rows} rows, the tokenizer {count} tokens beyond them, up to id {last} (`{}`)",
+            text.escape_debug()
+        ),
+        "text with one of them is refused; give the tokenizer that belongs to the model",
+    ))
 }
 
 /// The ids that must never be generated: rows of the embedding that have no token, and the soft token of

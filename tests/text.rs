@@ -7,7 +7,7 @@ use gemma3::core::generate::WarmUpProgress;
 use gemma3::tokenizer::{Bos, ChatTemplate};
 use gemma3::{
     CacheOptions, Error, FinishReason, Gemma3, GenerateOptions, Message, Part, SamplingOptions,
-    SessionOptions, UserText, WhenFull,
+    SessionOptions, UserText, WarningKind, WhenFull,
 };
 
 /// The tiny text model with its miniature tokenizer on the first device.
@@ -353,26 +353,134 @@ fn images_and_wrong_roles_are_refused() {
 }
 
 #[test]
-fn a_checkpoint_without_a_tokenizer_or_with_another_models_is_an_error() {
-    let (Some(gguf), Some(folder)) = (common::golden("tiny-text.gguf"), common::golden("tiny-multimodal"))
-    else {
-        return;
-    };
+fn a_checkpoint_without_a_tokenizer_is_an_error() {
+    let Some(gguf) = common::golden("tiny-text.gguf") else { return };
     let (_, device) = common::devices().swap_remove(0);
     let alone = tempfile::tempdir().expect("a folder");
     let copy = alone.path().join("tiny.gguf");
     std::fs::copy(gguf, &copy).expect("a copy");
     assert!(matches!(Gemma3::load(&copy, &device), Err(Error::NoTokenizer { .. })));
-    // A word beyond the model's rows.
-    let text = std::fs::read_to_string(folder.join("tokenizer.json")).expect("a tokenizer");
-    let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    let word = serde_json::json!({
-        "id": 5000, "content": "beyond", "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false, "special": false
+}
+
+/// The tiny text model in a folder of its own, with one of its JSON files changed.
+fn tiny_with(name: &str, change: impl FnOnce(&mut serde_json::Value)) -> Option<tempfile::TempDir> {
+    let from = common::golden("tiny-text")?;
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in std::fs::read_dir(from).expect("a folder") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("a copy");
+    }
+    let path = folder.path().join(name);
+    let text = std::fs::read_to_string(&path).expect("a text");
+    let mut json = serde_json::from_str(&text).expect("JSON");
+    change(&mut json);
+    std::fs::write(path, json.to_string()).expect("a file");
+    Some(folder)
+}
+
+#[test]
+fn tokens_without_rows_are_a_warning_and_an_error_only_where_one_is_used() {
+    let with_words = tiny_with("tokenizer.json", |json| {
+        let tokens = json["added_tokens"].as_array_mut().expect("a list");
+        for (id, content, special) in [(4999, "<beyond>", true), (5000, "beyond", false)] {
+            tokens.push(serde_json::json!({
+                "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": special
+            }));
+        }
     });
-    json["added_tokens"].as_array_mut().expect("a list").push(word);
-    std::fs::write(alone.path().join("tokenizer.json"), json.to_string()).expect("a file");
-    assert!(matches!(Gemma3::load(&copy, &device), Err(Error::TokenizerMismatch { .. })));
+    let (Some(folder), Some(tiny)) = (with_words, tiny()) else { return };
+    let (_, device) = common::devices().swap_remove(0);
+    let gemma = Gemma3::load_with(folder.path(), &device, common::exact()).expect("a model");
+    let [warning] = gemma.warnings() else { panic!("{:?}", gemma.warnings()) };
+    assert_eq!(warning.kind, WarningKind::TokensWithoutRows);
+    for part in ["320 rows", "2 tokens", "5000", "`beyond`"] {
+        assert!(warning.to_string().contains(part), "{warning}");
+    }
+    // Without them the text is the same as ever.
+    let options = greedy(8);
+    let expected = tiny.generate("hello world", &options).expect("a text");
+    assert_eq!(gemma.generate("hello world", &options).expect("a text"), expected);
+    let drawn = GenerateOptions { sampling: SamplingOptions::default(), ..options.clone() };
+    assert!(gemma.generate("hello world", &drawn).is_ok());
+    // With one, every way in says which id it is and how many rows there are.
+    let messages = vec![vec![Message::user("so far beyond")]];
+    let errors = [
+        gemma.generate("so far beyond", &options).unwrap_err(),
+        gemma.generate("so far <beyond>", &options).unwrap_err(),
+        gemma.generate_batch(&["hello", "so far beyond"], &options).unwrap_err(),
+        gemma.generate_ids_batch(&[vec![2, 5000]], &options).unwrap_err(),
+        gemma.respond(&messages, &options).unwrap_err(),
+        gemma.session().expect("a session").append("beyond").unwrap_err(),
+        gemma.session().expect("a session").append_ids(&[2, 5000]).unwrap_err(),
+        gemma.session().expect("a session").score_ids(&[2, 5000], 0).unwrap_err(),
+        gemma.chat().options(options.clone()).start().expect("a chat").answer("so far beyond").unwrap_err(),
+    ];
+    for error in errors {
+        let text = error.to_string();
+        assert!(text.contains("320") && (text.contains("5000") || text.contains("4999")), "{text}");
+    }
+}
+
+#[test]
+fn a_recommendation_that_cannot_be_followed_is_an_error_only_where_it_is_used() {
+    let odd = |change: fn(&mut serde_json::Value)| {
+        let folder = tiny_with("generation_config.json", change)?;
+        let (_, device) = common::devices().swap_remove(0);
+        Some(Gemma3::load_with(folder.path(), &device, common::exact()).expect("a model"))
+    };
+    let (Some(top_p), Some(temperature), Some(penalty), Some(off), Some(tiny)) = (
+        odd(|json| json["top_p"] = serde_json::json!(100)),
+        odd(|json| json["temperature"] = serde_json::json!(-1)),
+        odd(|json| json["repetition_penalty"] = serde_json::json!(0)),
+        odd(|json| json["top_k"] = serde_json::json!(-1)),
+        tiny(),
+    ) else {
+        return;
+    };
+    let expected = tiny.generate("hello world", &greedy(8)).expect("a text");
+    for (gemma, field) in [(&top_p, "top_p"), (&temperature, "temperature"), (&penalty, "repetition_penalty")]
+    {
+        let [warning] = gemma.warnings() else { panic!("{:?}", gemma.warnings()) };
+        assert_eq!(warning.kind, WarningKind::Recommendation);
+        assert!(warning.file.ends_with("generation_config.json"), "{warning}");
+        assert!(warning.problem.contains(field), "{warning}");
+        // The options of the file.
+        let error = gemma.generate("hello world", &gemma.generate_options()).unwrap_err();
+        assert!(error.to_string().contains(&format!("`{field}`")), "{error}");
+        // Options of one's own, and the file's without drawing, which uses the penalty alone.
+        assert_eq!(gemma.generate("hello world", &greedy(8)).expect("a text"), expected);
+        let mut options = gemma.generate_options();
+        options.sampling.do_sample = false;
+        options.max_new_tokens = Some(8);
+        assert_eq!(gemma.generate("hello world", &options).is_ok(), field != "repetition_penalty");
+    }
+    assert_eq!(off.warnings().len(), 1);
+    assert_eq!(off.generate_options().sampling.top_k, 0);
+    let options = GenerateOptions { max_new_tokens: Some(8), ..off.generate_options() };
+    assert!(off.generate("hello world", &options).is_ok());
+}
+
+#[test]
+fn end_ids_of_every_file_end_a_text() {
+    let ends = |name: &str, change: fn(&mut serde_json::Value)| {
+        let folder = tiny_with(name, change)?;
+        let (_, device) = common::devices().swap_remove(0);
+        Some(Gemma3::load_with(folder.path(), &device, common::exact()).expect("a model"))
+    };
+    let config = ends("config.json", |json| json["eos_token_id"] = serde_json::json!([77, 5000]));
+    let generation =
+        ends("generation_config.json", |json| json["eos_token_id"] = serde_json::json!([228, -1]));
+    let (Some(config), Some(generation)) = (config, generation) else { return };
+    // Greedy, the text goes on with 77, 228, 235.
+    let options = GenerateOptions { max_new_tokens: Some(8), ..GenerateOptions::greedy() };
+    for (gemma, expected) in [(config, vec![77]), (generation, vec![77, 228])] {
+        let text = gemma.generate("hello world", &options).expect("a text");
+        assert_eq!(text.tokens.iter().map(|token| token.id).collect::<Vec<_>>(), expected);
+        assert_eq!(text.finish_reason, FinishReason::Stop);
+        // The other id of the list is none of the model's.
+        assert_eq!(gemma.warnings().len(), 1, "{:?}", gemma.warnings());
+    }
 }
 
 #[test]

@@ -256,8 +256,6 @@ fn values_of_the_wrong_type_or_range_are_errors_that_name_the_field() {
         (FILE_270M, "/rope_theta", json!(-1e6)),
         (FILE_270M, "/rope_theta", json!(1e300)),
         (FILE_270M, "/query_pre_attn_scalar", json!(0)),
-        (FILE_270M, "/bos_token_id", json!(1_u64 << 32)),
-        (FILE_270M, "/eos_token_id", json!([1, "2"])),
         (FILE_270M, "/attention_bias", json!("false")),
         (FILE_270M, "/quantization_config", json!("bnb")),
         (FILE_4B, "/text_config", json!([])),
@@ -278,6 +276,140 @@ fn values_of_the_wrong_type_or_range_are_errors_that_name_the_field() {
         let related = error.to_string();
         assert!(related.contains(field), "{path} = {value}: {error}");
     }
+}
+
+/// transformers has a default for what is absent. What is null it takes as it is.
+#[test]
+fn null_is_no_way_to_leave_out_a_size_or_constant() {
+    let text = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_activation",
+        "query_pre_attn_scalar",
+        "rms_norm_eps",
+        "sliding_window",
+        "max_position_embeddings",
+    ];
+    let vision = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_channels",
+        "image_size",
+        "patch_size",
+        "layer_norm_eps",
+        "hidden_act",
+    ];
+    let paths = text
+        .iter()
+        .flat_map(|name| [(FILE_270M, format!("/{name}")), (FILE_4B, format!("/text_config/{name}"))])
+        .chain(vision.iter().map(|name| (FILE_4B, format!("/vision_config/{name}"))))
+        .chain([
+            (FILE_4B, "/mm_tokens_per_image".to_owned()),
+            (FILE_1B, "/sliding_window_pattern".to_owned()),
+            (FILE_1B, "/rope_theta".to_owned()),
+            (FILE_1B, "/rope_local_base_freq".to_owned()),
+            (FILE_4B_SAVED_BY_5, "/text_config/rope_parameters/full_attention/rope_theta".to_owned()),
+        ]);
+    for (file, path) in paths {
+        let error = ModelConfig::from_json(&edited(file, &path, Value::Null)).unwrap_err();
+        let field = path.trim_start_matches('/').replace('/', ".");
+        assert!(
+            matches!(&error, ConfigError::InvalidField { field: f, .. } if *f == field),
+            "{path}: {error:?}"
+        );
+        assert!(error.to_string().contains("found null"), "{error}");
+    }
+    let error = ModelConfig::from_json(&edited(FILE_270M, "/sliding_window", Value::Null)).unwrap_err();
+    assert!(error.to_string().contains("512 in the 270M"), "{error}");
+}
+
+#[test]
+fn null_counts_as_absent_where_nothing_depends_on_it() {
+    let full = vec!["full_attention"; 18];
+    let file = edited(FILE_270M, "/layer_types", json!(full));
+    assert!(ModelConfig::from_json(&edited(&file, "/sliding_window", Value::Null)).is_ok());
+    for (path, of) in [
+        ("/rope_scaling", FILE_270M),
+        ("/rope_parameters", FILE_270M),
+        ("/final_logit_softcapping", FILE_270M),
+        ("/attn_logit_softcapping", FILE_270M),
+        ("/use_bidirectional_attention", FILE_270M),
+        ("/attention_bias", FILE_270M),
+        ("/tie_word_embeddings", FILE_270M),
+        ("/quantization_config", FILE_270M),
+        ("/architectures", FILE_270M),
+        ("/pad_token_id", FILE_270M),
+        ("/bos_token_id", FILE_270M),
+    ] {
+        let expected = ModelConfig::from_json(of);
+        assert_eq!(ModelConfig::from_json(&edited(of, path, Value::Null)), expected, "{path}");
+    }
+}
+
+#[test]
+fn fields_that_gemma_3_does_not_use_may_hold_anything() {
+    let odd = [Value::Null, json!(-1), json!(1e300), json!("x"), json!([]), json!({"a": 1}), json!(true)];
+    let text = [
+        "initializer_range",
+        "attention_dropout",
+        "use_cache",
+        "cache_implementation",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "hidden_act",
+        "_name_or_path",
+        "num_labels",
+        "max_length",
+        "something_new",
+    ];
+    let vision = ["attention_dropout", "vision_use_head", "initializer_factor", "num_image_tokens"];
+    let paths = text
+        .iter()
+        .flat_map(|name| [(FILE_270M, format!("/{name}")), (FILE_4B, format!("/text_config/{name}"))])
+        .chain(vision.iter().map(|name| (FILE_4B, format!("/vision_config/{name}"))))
+        .chain([(FILE_4B, "/initializer_range".to_owned()), (FILE_4B, "/vocab_size".to_owned())]);
+    for (file, path) in paths {
+        let expected = ModelConfig::from_json(file);
+        for value in &odd {
+            let found = ModelConfig::from_json(&edited(file, &path, value.clone()));
+            assert_eq!(found, expected, "{path} = {value}");
+        }
+    }
+}
+
+#[test]
+fn ids_of_special_tokens_that_are_no_ids_are_passed_over() {
+    let odd = [json!(-1), json!(1_u64 << 32), json!(0.5), json!("<pad>"), json!({}), json!(true)];
+    for (file, parent) in [(FILE_270M, ""), (FILE_4B, ""), (FILE_4B, "/text_config")] {
+        for value in &odd {
+            let with = |name: &str| {
+                ModelConfig::from_json(&edited(file, &format!("{parent}/{name}"), value.clone())).unwrap()
+            };
+            assert_eq!(with("pad_token_id").pad_token_id, 0, "{value}");
+            assert_eq!(with("bos_token_id").bos_token_id, 2, "{value}");
+            assert!(with("eos_token_id").eos_token_ids.contains(&1), "{value}");
+        }
+    }
+    let file = edited(FILE_270M, "/eos_token_id", json!([106, "2", -1, 5]));
+    assert_eq!(ModelConfig::from_json(&file).unwrap().eos_token_ids, [106, 5]);
+    let none = edited(FILE_270M, "/eos_token_id", json!([]));
+    assert_eq!(ModelConfig::from_json(&none).unwrap().eos_token_ids, [1]);
+}
+
+#[test]
+fn end_ids_of_both_places_count() {
+    let file = edited(FILE_4B, "/text_config/eos_token_id", json!([107, 1]));
+    assert_eq!(ModelConfig::from_json(&file).unwrap().eos_token_ids, [1, 106, 107]);
+    let file = edited(&file, "/eos_token_id", json!(106));
+    assert_eq!(ModelConfig::from_json(&file).unwrap().eos_token_ids, [106, 107, 1]);
 }
 
 #[test]

@@ -11,8 +11,10 @@ use build_gguf::{
     u64_value, value,
 };
 use count_allocations::peak_bytes;
-use gemma3_core::checkpoint::{Checkpoint, CheckpointError, GgufError, GgufFile, TensorFormat, TextTensor};
-use gemma3_core::config::{ConfigError, TextConfig};
+use gemma3_core::checkpoint::{
+    Checkpoint, CheckpointError, GgufError, GgufFile, TensorFormat, TextTensor, WarningKind,
+};
+use gemma3_core::config::{ConfigError, GenerationConfig, TextConfig};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -444,8 +446,8 @@ fn sizes_in_the_metadata_that_make_no_sense_are_errors() {
         ("gemma3.rope.scaling.factor", f32_value(-8.0)),
         ("gemma3.attention.sliding_window_pattern", u32_value(0)),
         ("gemma3.attention.sliding_window_pattern", array_value(7, 3, &[1, 1, 0])),
-        ("tokenizer.ggml.eos_token_id", u64_value(u64::MAX)),
         ("tokenizer.ggml.tokens", u32_value(1)),
+        ("gemma3.final_logit_softcapping", string_value("30")),
     ] {
         let error = config_error(&tiny().set(key, value));
         assert!(matches!(error, ConfigError::InvalidField { .. }), "{key}: {error:?}");
@@ -479,7 +481,6 @@ fn models_that_would_silently_be_wrong_are_refused_by_key() {
         ("gemma3.attention.value_length", u32_value(4)),
         ("gemma3.rope.dimension_count", u32_value(1)),
         ("gemma3.rope.scaling.type", string_value("yarn")),
-        ("gemma3.final_logit_softcapping", f32_value(30.0)),
         ("gemma3.attention.head_count_kv", array_value(4, 2, &[1, 0, 0, 0, 2, 0, 0, 0])),
     ] {
         let error = config_error(&tiny().set(key, value));
@@ -524,25 +525,106 @@ fn a_file_with_its_own_head_has_an_untied_one() {
     let head = tied.tensor(TextTensor::Head).unwrap();
     assert_eq!(head.file_name, "token_embd.weight");
 
-    let untied = open_gguf(tiny().tensor("output.weight", &[5, 6]).build()).unwrap();
+    let untied = open_gguf(tiny().tensor_of("output.weight", &[5, 6], &[1.0; 30]).build()).unwrap();
     assert!(!untied.head_is_tied());
     assert_eq!(untied.tensor(TextTensor::Head).unwrap().file_name, "output.weight");
     let more = untied.total_weight_bytes() - tied.total_weight_bytes();
     assert_eq!(more, 5 * 6 * 4);
 }
 
+/// An array of i32 or, with `element` 4, of u32.
+fn ids_value(element: u32, ids: &[i32]) -> Vec<u8> {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    array_value(element, ids.len() as u64, &bytes)
+}
+
 #[test]
 fn end_ids_are_those_of_the_file_and_of_the_vocabulary() {
     let ids = |file: &GgufBuilder| open_gguf(file.build()).unwrap().config().eos_token_ids.clone();
-    let tokens = strings_value(&["<pad>", "<eos>", "<bos>", "<end_of_turn>", "a"]);
-    let base = tiny().set("tokenizer.ggml.tokens", tokens).set("tokenizer.ggml.eos_token_id", u32_value(1));
     assert_eq!(ids(&tiny()), [1]);
-    assert_eq!(ids(&base), [1]);
-    let tuned = base
-        .set("tokenizer.chat_template", string_value("{{ bos_token }}"))
-        .set("tokenizer.ggml.eos_token_id", u32_value(3));
-    assert_eq!(ids(&tuned), [1, 3]);
-    assert_eq!(ids(&tuned.set("tokenizer.ggml.eot_token_id", u32_value(4))), [1, 3, 4]);
+    // Also without a chat template.
+    let tokens = strings_value(&["<pad>", "<eos>", "<bos>", "<end_of_turn>", "a"]);
+    assert_eq!(ids(&tiny().set("tokenizer.ggml.tokens", tokens)), [1, 3]);
+    for name in ["eos_token_id", "eot_token_id", "eom_token_id"] {
+        let key = format!("tokenizer.ggml.{name}");
+        assert_eq!(ids(&tiny().set(&key, u32_value(4))), [4]);
+        assert_eq!(ids(&tiny().set(&key, value(5, &2_i32.to_le_bytes()))), [2], "an i32");
+        assert_eq!(ids(&tiny().set(&key, ids_value(4, &[2, 4]))), [2, 4], "a list");
+    }
+    for element in [4, 5] {
+        let list = tiny().set("tokenizer.ggml.eos_token_ids", ids_value(element, &[4, 1, 4]));
+        assert_eq!(ids(&list), [1, 4]);
+        let all = list
+            .set("tokenizer.ggml.eos_token_id", u32_value(0))
+            .set("tokenizer.ggml.eot_token_id", u32_value(2))
+            .set("tokenizer.ggml.eom_token_id", u64_value(3));
+        assert_eq!(ids(&all), [0, 1, 2, 3, 4]);
+    }
+}
+
+#[test]
+fn ids_that_are_no_tokens_are_warnings_and_the_others_count() {
+    let opened = |key: &str, value: Vec<u8>| {
+        let key = format!("tokenizer.ggml.{key}");
+        let checkpoint = open_gguf(tiny().set(&key, value).build()).unwrap();
+        let warnings = checkpoint.warnings();
+        assert_eq!(warnings.len(), 1, "{key}: {warnings:?}");
+        assert_eq!(warnings[0].kind, WarningKind::SpecialToken);
+        assert!(warnings[0].to_string().contains(&key), "{}", warnings[0]);
+        checkpoint.config().clone()
+    };
+    // The tiny model has five tokens.
+    for name in ["eos_token_id", "eos_token_ids", "eot_token_id", "eom_token_id"] {
+        assert_eq!(opened(name, u32_value(5)).eos_token_ids, [1]);
+        assert_eq!(opened(name, u64_value(u64::MAX)).eos_token_ids, [1]);
+        assert_eq!(opened(name, value(5, &(-1_i32).to_le_bytes())).eos_token_ids, [1]);
+        assert_eq!(opened(name, string_value("<eos>")).eos_token_ids, [1]);
+        assert_eq!(opened(name, strings_value(&["<eos>"])).eos_token_ids, [1]);
+        assert_eq!(opened(name, ids_value(5, &[-1, 4, 7])).eos_token_ids, [4]);
+    }
+    assert_eq!(opened("bos_token_id", value(5, &(-1_i32).to_le_bytes())).bos_token_id, 2);
+    assert_eq!(opened("padding_token_id", u32_value(u32::MAX)).pad_token_id, 0);
+}
+
+#[test]
+fn a_cap_is_a_slip_where_layers_slide_and_the_models_where_none_does() {
+    for name in ["final_logit_softcapping", "attn_logit_softcapping"] {
+        let key = format!("gemma3.{name}");
+        let capped = tiny().set(&key, f32_value(30.0));
+        let checkpoint = open_gguf(capped.build()).unwrap();
+        assert_eq!(checkpoint.config().text, tiny_config(2));
+        let [warning] = checkpoint.warnings() else { panic!("{:?}", checkpoint.warnings()) };
+        assert_eq!(warning.kind, WarningKind::IgnoredField);
+        assert!(warning.to_string().contains(&key) && warning.to_string().contains("30"), "{warning}");
+        let zero = tiny().set(&key, f32_value(0.0));
+        assert_eq!(open_gguf(zero.build()).unwrap().warnings(), []);
+        // A model that isn't Google's: every layer sees everything.
+        let wide = capped.clone().set("gemma3.attention.sliding_window", u32_value(64));
+        let full = capped.set("gemma3.attention.sliding_window_pattern", u32_value(1));
+        for file in [wide, full] {
+            let error = config_error(&file);
+            assert!(matches!(&error, ConfigError::Unsupported { field, .. } if *field == key), "{error:?}");
+        }
+    }
+}
+
+#[test]
+fn the_rope_bases_of_the_ollama_library_are_read() {
+    let file = tiny()
+        .without("gemma3.rope.freq_base")
+        .set("gemma3.rope.global.freq_base", f32_value(5e5))
+        .set("gemma3.rope.local.freq_base", f32_value(2e4));
+    let text = text_config(&file);
+    assert_eq!((text.rope_theta, text.rope_local_base_freq), (5e5, 2e4));
+    let both =
+        file.set("gemma3.rope.freq_base", f32_value(1e6)).set("gemma3.rope.freq_base_swa", f32_value(1e4));
+    assert_eq!(text_config(&both), tiny_config(2));
+}
+
+#[test]
+fn an_embedding_model_under_the_name_of_gemma_3_is_refused() {
+    let error = config_error(&tiny().tensor("dense.0.weight", &[6, 6]));
+    assert!(error.to_string().contains("EmbeddingGemma"), "{error}");
 }
 
 #[test]
@@ -791,40 +873,6 @@ fn missing_tensors_and_other_shapes_are_errors_that_name_them() {
 }
 
 #[test]
-fn an_untied_head_must_be_there_and_a_tied_one_is_ignored() {
-    let with_head = |name: &str| {
-        let (mut header, len) = tiny_header();
-        let end = len + 5 * 6 * 4;
-        let head = json!({"dtype": "F32", "shape": [5, 6], "data_offsets": [len, end]});
-        header.insert(name.to_owned(), head);
-        safetensors_file(&Value::Object(header).to_string(), end)
-    };
-    let untied = TINY_CONFIG.replacen('{', "{\"tie_word_embeddings\": false,", 1);
-    for name in ["lm_head.weight", "language_model.lm_head.weight"] {
-        let checkpoint = open_safetensors(&untied, vec![with_head(name)]).unwrap();
-        assert_eq!(checkpoint.tensor(TextTensor::Head).unwrap().file_name, name);
-        let checkpoint = open_safetensors(TINY_CONFIG, vec![with_head(name)]).unwrap();
-        let head = checkpoint.tensor(TextTensor::Head).unwrap();
-        assert_eq!(head.file_name, "model.embed_tokens.weight");
-    }
-    let error = open_safetensors(&untied, vec![tiny_safetensors()]).unwrap_err();
-    assert!(error.to_string().contains("lm_head.weight"), "{error}");
-}
-
-#[test]
-fn every_prefix_of_the_decoder_is_found() {
-    for prefix in ["model.language_model.", "language_model.model.", "model."] {
-        let (header, len) = tiny_header();
-        let renamed = header.into_iter().map(|(name, tensor)| (name.replacen("model.", prefix, 1), tensor));
-        let header = Value::Object(renamed.collect()).to_string();
-        let file = safetensors_file(&header, len);
-        let checkpoint = open_safetensors(TINY_CONFIG, vec![file]).unwrap();
-        let embedding = checkpoint.tensor(TextTensor::Embedding).unwrap();
-        assert_eq!(embedding.file_name, format!("{prefix}embed_tokens.weight"));
-    }
-}
-
-#[test]
 fn a_tensor_in_two_shards_is_an_error() {
     let shards = vec![tiny_safetensors(), tiny_safetensors()];
     let error = open_safetensors(TINY_CONFIG, shards).unwrap_err();
@@ -973,17 +1021,53 @@ fn paths_that_hold_no_checkpoint_are_errors() {
 #[test]
 fn a_damaged_configuration_names_its_file() {
     let folder = sharded(whole_weight_map("one.safetensors"));
-    for (name, contents) in [
-        ("generation_config.json", &b"{\"top_p\": 7}"[..]),
-        ("generation_config.json", b"\xFF\xFE"),
-        ("config.json", b"{\"model_type\": \"gemma2\"}"),
-        ("config.json", b""),
-    ] {
-        std::fs::write(folder.path().join(name), contents).unwrap();
+    for contents in [&b"{\"model_type\": \"gemma2\"}"[..], b"", b"\xFF\xFE"] {
+        std::fs::write(folder.path().join("config.json"), contents).unwrap();
         let error = Checkpoint::open(folder.path()).unwrap_err();
         assert!(matches!(error, CheckpointError::Config { .. }), "{error:?}");
-        assert!(error.to_string().contains(name), "{error}");
+        assert!(error.to_string().contains("config.json"), "{error}");
     }
+}
+
+#[test]
+fn a_damaged_recommendation_is_a_warning_that_names_its_file() {
+    let folder = sharded(whole_weight_map("one.safetensors"));
+    let path = folder.path().join("generation_config.json");
+    let warnings = || {
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let warnings = checkpoint.warnings().to_vec();
+        for warning in &warnings {
+            assert_eq!(warning.kind, WarningKind::Recommendation);
+            assert!(warning.file.ends_with("generation_config.json"), "{warning}");
+        }
+        (checkpoint.generation_config().clone(), warnings)
+    };
+    for contents in [&b""[..], b" \n", b"\xFF\xFE", b"{", b"[]", b"{\"top_p\": NaN}", b"{\"a\": 1, \"a\": 2}"]
+    {
+        std::fs::write(&path, contents).unwrap();
+        let (config, warnings) = warnings();
+        assert_eq!(config, GenerationConfig::default());
+        assert_eq!(warnings.len(), 1, "{contents:?}: {warnings:?}");
+    }
+    std::fs::write(&path, r#"{"top_k": -1, "top_p": 100, "temperature": "hot", "eos_token_id": [1, "2"]}"#)
+        .unwrap();
+    let (config, found) = warnings();
+    assert_eq!((config.top_k, config.top_p, config.temperature), (Some(0), Some(100.0), None));
+    assert_eq!(config.eos_token_ids, [1]);
+    let fields: Vec<bool> = ["temperature", "top_k", "top_p", "eos_token_id"]
+        .iter()
+        .zip(&found)
+        .map(|(field, warning)| warning.problem.contains(field))
+        .collect();
+    assert_eq!(fields, [true; 4], "{found:?}");
+    // Not even what isn't a file.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert_eq!(warnings().1.len(), 1);
+    std::fs::remove_dir(&path).unwrap();
+    // Sparse: takes no space.
+    std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    assert_eq!(within(1 << 16, warnings).1.len(), 1);
 }
 
 #[test]

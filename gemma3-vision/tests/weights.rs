@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use build_gguf::{GgufBuilder, array_value, f32_value, string_value, u32_value};
 use common::{assert_close, devices, golden};
 use gemma3_core::Device;
-use gemma3_core::checkpoint::{Checkpoint, CheckpointError, TensorFormat};
+use gemma3_core::checkpoint::{Checkpoint, CheckpointError, TensorFormat, TextTensor};
 use gemma3_core::config::{ImageTokens, ModelConfig, TextConfig, VisionConfig};
 use gemma3_core::model::LoadError;
 use gemma3_core::ops::Precision;
@@ -62,19 +62,25 @@ fn every_family_of_names_gives_the_same_soft_tokens() {
     let Some(tiny) = Tiny::open() else { return };
     let published = VisionWeights::in_checkpoint(&tiny.checkpoint).expect("an encoder");
     let expected = soft_tokens(&tiny, &published);
-    let families: [(&str, &str); 4] = [
-        ("vision_tower.vision_model.", "multi_modal_projector."),
-        ("model.vision_tower.vision_model.", "model.multi_modal_projector."),
-        ("vision_tower.", "multi_modal_projector."),
-        ("model.vision_tower.", "model.multi_modal_projector."),
+    // Of Gemma3ForConditionalGeneration, and of Gemma3Model.
+    let families: [(&str, &str, &str); 6] = [
+        ("language_model.model.", "vision_tower.vision_model.", "multi_modal_projector."),
+        ("model.language_model.", "model.vision_tower.vision_model.", "model.multi_modal_projector."),
+        ("model.language_model.", "model.vision_tower.", "model.multi_modal_projector."),
+        ("language_model.model.", "vision_tower.", "multi_modal_projector."),
+        ("language_model.", "vision_tower.vision_model.", "multi_modal_projector."),
+        ("language_model.", "vision_tower.", "multi_modal_projector."),
     ];
-    for (encoder, projector) in families {
+    for (decoder, encoder, projector) in families {
         let checkpoint = renamed(&tiny, |name| {
+            let name = name.replace("language_model.model.", decoder);
             let name = name.replace("vision_tower.vision_model.", encoder);
             name.replace("multi_modal_projector.", projector)
         });
+        let embedding = checkpoint.tensor(TextTensor::Embedding).expect("a decoder");
+        assert_eq!(embedding.file_name, format!("{decoder}embed_tokens.weight"));
         let weights = VisionWeights::in_checkpoint(&checkpoint).expect("an encoder");
-        assert_eq!(soft_tokens(&tiny, &weights), expected, "{encoder}");
+        assert_eq!(soft_tokens(&tiny, &weights), expected, "{decoder} {encoder}");
     }
 }
 

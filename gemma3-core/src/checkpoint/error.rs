@@ -214,6 +214,30 @@ pub enum CheckpointError {
         /// The shape it should have, where known.
         expected: Option<Vec<usize>>,
     },
+    /// The configuration asks for a head of its own, and there is none.
+    #[error(
+        "{file}: tensor `{tensor}` is missing, although `tie_word_embeddings` is false in the \
+         configuration; if the logits are made with the embedding, set it to true, else save the \
+         model again with its head"
+    )]
+    MissingHead {
+        /// The file or folder.
+        file: String,
+        /// The head's usual name.
+        tensor: String,
+    },
+    /// The decoder's tensors are there under names that no version of transformers gives them.
+    #[error("{file}: tensor `{tensor}` has the prefix `{prefix}`, which isn't the model's; {advice}")]
+    UnknownNames {
+        /// The file or folder.
+        file: String,
+        /// One of the tensors.
+        tensor: String,
+        /// The prefix that is in the way.
+        prefix: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// A tensor's shape isn't the one that the configuration asks for.
     #[error(
         "{file}: tensor `{tensor}`: expected shape {expected:?} by the configuration, found \

@@ -7,8 +7,7 @@ use std::path::Path;
 use super::foreign::{FileKind, adapter, quantized, shown, stand_in};
 use super::shards::{self, Index};
 use super::tensors::TensorTable;
-use super::{CheckpointBytes, CheckpointError, safetensors};
-use crate::config::{GenerationConfig, ModelConfig};
+use super::{CheckpointBytes, CheckpointError, Configs, safetensors};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -22,8 +21,7 @@ pub(super) const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// The contents of a Hugging Face folder as far as they concern the model.
 pub(super) struct Folder {
-    pub(super) config: ModelConfig,
-    pub(super) generation_config: GenerationConfig,
+    pub(super) configs: Configs,
     pub(super) table: TensorTable,
 }
 
@@ -31,7 +29,7 @@ pub(super) struct Folder {
 /// transformers, `model.safetensors` where it exists, else the shards of the index; without an index the
 /// numbered shards.
 pub(super) fn open_folder(folder: &Path) -> Result<Folder, CheckpointError> {
-    let (config, generation_config) = read_configs(folder)?;
+    let configs = read_configs(folder)?;
     let mut table = TensorTable::default();
     let single = folder.join(SINGLE_FILE);
     let index = folder.join(INDEX);
@@ -43,7 +41,7 @@ pub(super) fn open_folder(folder: &Path) -> Result<Folder, CheckpointError> {
         return Err(incomplete(folder, SINGLE_FILE, &[".safetensors", ".gguf"]));
     }
     reject_foreign_tensors(&folder.display().to_string(), &table)?;
-    Ok(Folder { config, generation_config, table })
+    Ok(Folder { configs, table })
 }
 
 /// Opens a `.safetensors` file, with those that it makes one model with, and the configurations beside it.
@@ -54,8 +52,8 @@ pub(super) fn open_single_file(path: &Path) -> Result<Folder, CheckpointError> {
     let mut table = TensorTable::default();
     shards::add_with_its_set(&mut table, path)?;
     reject_foreign_tensors(&path.display().to_string(), &table)?;
-    let (config, generation_config) = read_configs(path.parent().unwrap_or(Path::new("")))?;
-    Ok(Folder { config, generation_config, table })
+    let configs = read_configs(path.parent().unwrap_or(Path::new("")))?;
+    Ok(Folder { configs, table })
 }
 
 /// Takes shards that are in memory.
@@ -64,12 +62,10 @@ pub(super) fn from_memory(
     generation_config_json: Option<&str>,
     shards: impl Iterator<Item = CheckpointBytes>,
 ) -> Result<Folder, CheckpointError> {
-    let config = model_config(CONFIG, config_json)?;
-    let generation_config = match generation_config_json {
-        Some(text) => GenerationConfig::from_json(text)
-            .map_err(|error| CheckpointError::config(GENERATION_CONFIG, error))?,
-        None => GenerationConfig::default(),
-    };
+    let mut configs = Configs::read(CONFIG, config_json)?;
+    if let Some(text) = generation_config_json {
+        configs.recommend(GENERATION_CONFIG, Ok(text.to_owned()));
+    }
     let mut table = TensorTable::default();
     for (index, bytes) in shards.enumerate() {
         let label = format!("shard {index} in memory");
@@ -77,28 +73,20 @@ pub(super) fn from_memory(
         table.add_file(label, bytes, tensors)?;
     }
     reject_foreign_tensors("safetensors in memory", &table)?;
-    Ok(Folder { config, generation_config, table })
+    Ok(Folder { configs, table })
 }
 
-fn read_configs(folder: &Path) -> Result<(ModelConfig, GenerationConfig), CheckpointError> {
+fn read_configs(folder: &Path) -> Result<Configs, CheckpointError> {
     let path = folder.join(CONFIG);
     if !path.exists() {
         return Err(incomplete(folder, CONFIG, &[".gguf"]));
     }
-    let config = model_config(&path.display().to_string(), &read_text(&path, MAX_CONFIG_BYTES)?)?;
+    let mut configs = Configs::read(&path.display().to_string(), &read_text(&path, MAX_CONFIG_BYTES)?)?;
     let path = folder.join(GENERATION_CONFIG);
-    let generation_config = if path.exists() {
-        GenerationConfig::from_json(&read_text(&path, MAX_CONFIG_BYTES)?)
-            .map_err(|error| CheckpointError::config(&path.display().to_string(), error))?
-    } else {
-        GenerationConfig::default()
-    };
-    Ok((config, generation_config))
-}
-
-fn model_config(file: &str, text: &str) -> Result<ModelConfig, CheckpointError> {
-    quantized::reject_config(file, text)?;
-    ModelConfig::from_json(text).map_err(|error| CheckpointError::config(file, error))
+    if path.exists() {
+        configs.recommend(&path.display().to_string(), read_text(&path, MAX_CONFIG_BYTES));
+    }
+    Ok(configs)
 }
 
 fn reject_foreign_tensors(source: &str, table: &TensorTable) -> Result<(), CheckpointError> {

@@ -12,12 +12,15 @@
 //! configuration asks for before [`Checkpoint::open`] returns. The weights themselves are not looked
 //! at. A file must not be rewritten while it is open.
 
+mod configs;
 mod error;
 mod folder;
 mod foreign;
 mod format;
 mod gguf;
+mod layout;
 mod names;
+mod output_matrix;
 mod part_name;
 mod random;
 mod safetensors;
@@ -43,8 +46,10 @@ pub use storage::CheckpointBytes;
 pub use tensors::TensorView;
 pub use warning::{Warning, WarningKind};
 
+use configs::Configs;
 use foreign::{FileKind, adapter, stand_in};
-use names::{HUGGINGFACE_HEADS, HUGGINGFACE_PREFIXES};
+use layout::{Layout, Names};
+use output_matrix::OutputMatrix;
 use tensors::{StoredFormat, TensorTable};
 
 /// A model's weights and configuration. Cloning shares them.
@@ -68,24 +73,6 @@ struct Weights {
     gguf: Option<GgufMetadata>,
     format_name: String,
     warnings: Vec<Warning>,
-}
-
-/// How the decoder's tensors are called.
-enum Names {
-    HuggingFace { prefix: &'static str, head: Option<&'static str> },
-    Gguf,
-}
-
-impl Names {
-    fn of(&self, tensor: TextTensor) -> String {
-        match self {
-            Self::Gguf => tensor.gguf_name(),
-            Self::HuggingFace { prefix, head } => match (tensor, head) {
-                (TextTensor::Head, Some(head)) => (*head).to_owned(),
-                _ => tensor.huggingface_name(prefix),
-            },
-        }
-    }
 }
 
 impl Checkpoint {
@@ -168,7 +155,7 @@ impl Checkpoint {
     ) -> Result<Self, CheckpointError> {
         const SOURCE: &str = "random weights";
         config.validate().map_err(|error| CheckpointError::config(SOURCE, error))?;
-        let names = Names::HuggingFace { prefix: "model.", head: None };
+        let names = Names::HuggingFace { prefix: "model.", head: None, embedding_is_head: false };
         let mut table = TensorTable::default();
         for tensor in TextTensor::all(&config.text) {
             let entry = random::entry(tensor, &config.text, format, seed);
@@ -305,8 +292,13 @@ impl Checkpoint {
     fn from_gguf(file: GgufFile) -> Result<Self, CheckpointError> {
         let source = file.label().to_owned();
         adapter::reject_gguf(&file, &source)?;
-        let config = gguf::model_config(&file).map_err(|error| CheckpointError::config(&source, error))?;
+        let (mut config, warnings) =
+            gguf::model_config(&source, &file).map_err(|error| CheckpointError::config(&source, error))?;
         let (table, metadata) = file.into_parts();
+        let [embedding, head] =
+            [TextTensor::Embedding, TextTensor::Head].map(|tensor| Names::Gguf.of(tensor));
+        config.text.tie_word_embeddings =
+            !table.entries.contains_key(&head) || output_matrix::same_numbers(&table, &embedding, &head);
         let format_name = gguf::format_name(&metadata, &table);
         let weights = Weights {
             source,
@@ -315,35 +307,29 @@ impl Checkpoint {
             generation_config: GenerationConfig::default(),
             gguf: Some(metadata),
             format_name,
-            warnings: Vec::new(),
+            warnings,
         };
         Self::checked(weights, config)
     }
 
     fn from_huggingface(source: String, folder: folder::Folder) -> Result<Self, CheckpointError> {
-        let table = folder.table;
-        let embedding = |prefix: &&str| {
-            let name = TextTensor::Embedding.huggingface_name(prefix);
-            table.entries.contains_key(&name)
-        };
-        let Some(prefix) = HUGGINGFACE_PREFIXES.into_iter().find(embedding) else {
-            return Err(CheckpointError::MissingTensor {
-                file: source,
-                tensor: TextTensor::Embedding.huggingface_name("model."),
-                expected: Some(TextTensor::Embedding.shape(&folder.config.text)),
-            });
-        };
-        let head = HUGGINGFACE_HEADS.into_iter().find(|name| table.entries.contains_key(*name));
+        let folder::Folder { configs, table } = folder;
+        let layout = Layout::find(&table, &source, &configs.model.text)?;
+        let OutputMatrix { tied, embedding_is_head, warning } =
+            OutputMatrix::decide(&table, &source, &configs, &layout)?;
+        let Configs { mut model, generation, mut warnings, .. } = configs;
+        model.text.tie_word_embeddings = tied;
+        warnings.extend(warning);
         let weights = Weights {
             format_name: format!("safetensors {}", main_format(&table)),
             source,
             table,
-            names: Names::HuggingFace { prefix, head },
-            generation_config: folder.generation_config,
+            names: Names::HuggingFace { prefix: layout.prefix, head: layout.head, embedding_is_head },
+            generation_config: generation,
             gguf: None,
-            warnings: Vec::new(),
+            warnings,
         };
-        Self::checked(weights, folder.config)
+        Self::checked(weights, model)
     }
 
     fn checked(weights: Weights, config: ModelConfig) -> Result<Self, CheckpointError> {

@@ -176,11 +176,3 @@ impl TextTensor {
         }
     }
 }
-
-/// Prefixes of the decoder's tensors in Hugging Face files, most specific first: transformers'
-/// own names of the image-text model, the published image-text files, text-only files.
-pub(super) const HUGGINGFACE_PREFIXES: [&str; 3] =
-    ["model.language_model.", "language_model.model.", "model."];
-
-/// Names of an untied head in Hugging Face files.
-pub(super) const HUGGINGFACE_HEADS: [&str; 2] = ["lm_head.weight", "language_model.lm_head.weight"];

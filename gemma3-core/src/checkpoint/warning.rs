@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::config::{Note, Topic};
+
 /// Something odd in a model's files that doesn't change what the model computes, or that was decided one way
 /// where the files say two things. Printed, it names the file, what is odd and what follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub enum WarningKind {
     Recommendation,
     /// A field that Gemma 3 doesn't use.
     IgnoredField,
+    /// The id of a token with a meaning (padding, begin, end) that is none of the model's.
+    SpecialToken,
     /// The matrix that makes the logits, where the files contradict each other.
     OutputMatrix,
     /// Tokens that the embedding has no row for; they can't be used.
@@ -42,6 +46,16 @@ impl Warning {
         effect: impl Into<String>,
     ) -> Self {
         Self { file: file.into(), kind, problem: problem.into(), effect: effect.into() }
+    }
+
+    /// A remark on a configuration, with the file that it is in.
+    pub(super) fn of_note(file: &str, note: Note) -> Self {
+        let kind = match note.topic {
+            Topic::Recommendation => WarningKind::Recommendation,
+            Topic::IgnoredField => WarningKind::IgnoredField,
+            Topic::SpecialToken => WarningKind::SpecialToken,
+        };
+        Self::new(kind, file, note.problem, note.effect)
     }
 }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::ConfigError;
+use super::{ConfigError, Note, Topic};
 
 /// Parses JSON, refusing an object that names a key twice: readers disagree on which one counts,
 /// so such a file means different models to different programs.
@@ -78,7 +78,7 @@ impl<'de> Visitor<'de> for UniqueKeys {
 }
 
 /// An object of the file together with its path, so that errors can name fields. A field that is
-/// `null` counts as absent, as it does for transformers.
+/// `null` counts as absent, but for [`Fields::refuse_null`].
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
     map: &'a Map<String, Value>,
@@ -111,6 +111,27 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
+    /// Fails if a field is there and null. transformers has a default for a field that is absent; one
+    /// that is null it takes as it is, and computes something else than with the default, or fails.
+    pub(crate) fn refuse_null(&self, name: &str, expected: &str) -> Result<(), ConfigError> {
+        match self.map.get(name) {
+            Some(Value::Null) => Err(ConfigError::invalid(self.field(name), expected, "null")),
+            _ => Ok(()),
+        }
+    }
+
+    /// A non-negative integer, or the default where it is absent; null is an error.
+    pub(crate) fn size_or(&self, name: &str, default: usize) -> Result<usize, ConfigError> {
+        self.refuse_null(name, "a non-negative integer")?;
+        Ok(self.size(name)?.unwrap_or(default))
+    }
+
+    /// A number, or the default where it is absent; null is an error.
+    pub(crate) fn number_or(&self, name: &str, default: f64) -> Result<f64, ConfigError> {
+        self.refuse_null(name, "a number")?;
+        Ok(self.number(name)?.unwrap_or(default))
+    }
+
     /// The first of several names of one field that is present.
     pub(crate) fn first<'n>(&self, names: &[&'n str]) -> Option<(&'n str, &'a Value)> {
         names.iter().find_map(|name| self.get(name).map(|value| (*name, value)))
@@ -119,11 +140,7 @@ impl<'a> Fields<'a> {
     /// A non-negative integer; `640.0` counts as one.
     pub(crate) fn size(&self, name: &str) -> Result<Option<usize>, ConfigError> {
         self.get(name)
-            .map(|value| {
-                integer(value)
-                    .and_then(|number| usize::try_from(number).ok())
-                    .ok_or_else(|| self.invalid(name, "a non-negative integer", value))
-            })
+            .map(|value| size(value).ok_or_else(|| self.invalid(name, "a non-negative integer", value)))
             .transpose()
     }
 
@@ -134,25 +151,43 @@ impl<'a> Fields<'a> {
             .transpose()
     }
 
-    /// One token id or a list of them, without duplicates, in order.
-    pub(crate) fn tokens(&self, name: &str) -> Result<Option<Vec<u32>>, ConfigError> {
-        let Some(value) = self.get(name) else {
-            return Ok(None);
-        };
-        let refused = || self.invalid(name, "a token id or a list of token ids", value);
-        let mut ids = Vec::new();
-        match value {
-            Value::Array(values) => {
-                for value in values {
-                    let id = token(value).ok_or_else(refused)?;
-                    if !ids.contains(&id) {
-                        ids.push(id);
-                    }
-                }
-            }
-            single => ids.push(token(single).ok_or_else(refused)?),
+    /// A token id that the model's numbers don't depend on: what is no id is noted and passed over.
+    pub(crate) fn special_token(&self, name: &str, notes: &mut Vec<Note>) -> Option<u32> {
+        let value = self.get(name)?;
+        let id = token(value);
+        if id.is_none() {
+            notes.push(Note::on(
+                Topic::SpecialToken,
+                &self.field(name),
+                "a token id (0 to 2^32-1)",
+                &brief(value),
+                "it is passed over",
+            ));
         }
-        Ok(Some(ids))
+        id
+    }
+
+    /// One token id or a list of them, without duplicates, in order. What is no id is noted and passed
+    /// over, the others count.
+    pub(crate) fn special_tokens(&self, name: &str, topic: Topic, notes: &mut Vec<Note>) -> Vec<u32> {
+        let Some(value) = self.get(name) else {
+            return Vec::new();
+        };
+        let values = match value {
+            Value::Array(values) => values.as_slice(),
+            single => std::slice::from_ref(single),
+        };
+        if let Some(other) = values.iter().find(|value| token(value).is_none()) {
+            notes.push(Note::on(
+                topic,
+                &self.field(name),
+                "a token id or a list of token ids",
+                &brief(other),
+                "what is no token id is passed over",
+            ));
+        }
+        let mut seen = HashSet::new();
+        values.iter().filter_map(token).filter(|id| seen.insert(*id)).collect()
     }
 
     /// A number, integer or not.
@@ -195,6 +230,11 @@ pub(crate) fn brief(value: &Value) -> String {
             }
         }
     }
+}
+
+/// A non-negative integer; `640.0` counts as one.
+pub(super) fn size(value: &Value) -> Option<usize> {
+    integer(value).and_then(|number| usize::try_from(number).ok())
 }
 
 fn token(value: &Value) -> Option<u32> {

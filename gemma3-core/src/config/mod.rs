@@ -9,6 +9,7 @@ mod generation;
 mod huggingface;
 pub(crate) mod json;
 mod model;
+mod note;
 mod rope;
 mod sizes;
 mod text;
@@ -16,8 +17,10 @@ mod vision;
 
 pub use error::ConfigError;
 pub use generation::GenerationConfig;
+pub(crate) use huggingface::{ConfigFile, TieFlags};
 pub(crate) use model::{DEFAULT_BOS, DEFAULT_EOS, DEFAULT_PAD};
 pub use model::{ImageTokens, ModelConfig};
+pub(crate) use note::{Note, Topic};
 pub use text::{LayerType, TextConfig};
 pub(crate) use text::{MAX_LAYERS, layer_types_from_pattern};
 pub use vision::VisionConfig;

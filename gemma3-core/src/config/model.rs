@@ -44,12 +44,18 @@ impl ModelConfig {
     /// `vision_config` (`gemma3`), with the field names of transformers 4.50 up to 5, absent
     /// fields taking transformers' defaults.
     ///
+    /// Ids of special tokens that are no ids (`pad_token_id: -1`) are passed over, and fields that Gemma 3
+    /// doesn't use are ignored whatever they hold; a [`Checkpoint`](crate::checkpoint::Checkpoint) has
+    /// warnings of them. `tie_word_embeddings` is what the file says; a checkpoint's tensors may decide
+    /// otherwise.
+    ///
     /// # Errors
     /// [`ConfigError`], naming the field by its path: not JSON, a field of the wrong type or range,
-    /// another architecture, or a variant that this crate doesn't compute (softcaps, biases,
-    /// bidirectional attention, other rope types or activations, quantized formats).
+    /// another architecture, a size or constant that is null, or a variant that this crate doesn't
+    /// compute (softcaps, biases, bidirectional attention, other rope types or activations, quantized
+    /// formats).
     pub fn from_json(json: &str) -> Result<Self, ConfigError> {
-        super::huggingface::model_config(json)
+        Ok(super::ConfigFile::read(json)?.model)
     }
 
     /// A text-only model of the given sizes with Gemma's token ids.

@@ -34,16 +34,19 @@ pub(super) fn rope_parameters(fields: &Fields<'_>) -> Result<RopeParameters, Con
     }
 
     let theta = |parameters: Option<Fields<'_>>| match parameters {
-        Some(parameters) => parameters.number("rope_theta"),
+        Some(parameters) => {
+            parameters.refuse_null("rope_theta", "a number")?;
+            parameters.number("rope_theta")
+        }
         None => Ok(None),
     };
     let global_theta = match theta(full)? {
         Some(theta) => theta,
-        None => fields.number("rope_theta")?.unwrap_or(1e6),
+        None => fields.number_or("rope_theta", 1e6)?,
     };
     let local_theta = match theta(sliding)? {
         Some(theta) => theta,
-        None => fields.number("rope_local_base_freq")?.unwrap_or(1e4),
+        None => fields.number_or("rope_local_base_freq", 1e4)?,
     };
 
     if let Some(sliding) = &sliding {

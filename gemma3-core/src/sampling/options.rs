@@ -82,24 +82,15 @@ impl SamplingOptions {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
-    /// Checks that every field is in its range, whether or not greedy decoding would use it.
+    /// Checks that every field that is used is in its range. Greedy decoding doesn't draw, so it uses none
+    /// of `temperature`, `top_k`, `top_p` and `min_p`: whatever a model's authors recommend there, it
+    /// works.
     ///
     /// # Errors
     /// [`SamplingError::InvalidOption`] naming the first field that is not, or
     /// [`SamplingError::InvalidBias`] naming the token.
     pub fn validate(&self) -> Result<(), SamplingError> {
-        let check = |field, value: f32, valid: bool, expected| {
-            if valid { Ok(()) } else { Err(SamplingError::InvalidOption { field, expected, found: value }) }
-        };
-        // Every comparison with NaN is false, so NaN fails each of these.
-        let t = self.temperature;
-        let finite_from_zero = "a finite number, 0 (greedy) or above";
-        check("temperature", t, t.is_finite() && t >= 0.0, finite_from_zero)?;
-        let p = self.top_p;
-        let above_zero = "above 0 and at most 1 (1 keeps all)";
-        check("top_p", p, p > 0.0 && p <= 1.0, above_zero)?;
-        let p = self.min_p;
-        check("min_p", p, (0.0..=1.0).contains(&p), "in 0 to 1 (0 keeps all)")?;
+        self.validate_drawing()?;
         let r = self.repetition_penalty;
         let positive = "a finite number above 0 (1 changes nothing)";
         check("repetition_penalty", r, r.is_finite() && r > 0.0, positive)?;
@@ -116,6 +107,29 @@ impl SamplingOptions {
         }
         Ok(())
     }
+
+    /// The fields that only drawing uses, if there is drawing.
+    fn validate_drawing(&self) -> Result<(), SamplingError> {
+        if !self.do_sample {
+            return Ok(());
+        }
+        // Every comparison with NaN is false, so NaN fails each of these.
+        let t = self.temperature;
+        let finite_from_zero = "a finite number, 0 (greedy) or above";
+        check("temperature", t, t.is_finite() && t >= 0.0, finite_from_zero)?;
+        if self.is_greedy() {
+            return Ok(());
+        }
+        let p = self.top_p;
+        let above_zero = "above 0 and at most 1 (1 keeps all)";
+        check("top_p", p, p > 0.0 && p <= 1.0, above_zero)?;
+        let p = self.min_p;
+        check("min_p", p, (0.0..=1.0).contains(&p), "in 0 to 1 (0 keeps all)")
+    }
+}
+
+fn check(field: &'static str, value: f32, valid: bool, expected: &'static str) -> Result<(), SamplingError> {
+    if valid { Ok(()) } else { Err(SamplingError::InvalidOption { field, expected, found: value }) }
 }
 
 #[cfg(test)]
@@ -170,6 +184,19 @@ mod tests {
             let field = rejected_field(|o| o.frequency_penalty = v);
             assert_eq!(field, Some("frequency_penalty"));
         }
+    }
+
+    #[test]
+    fn greedy_decoding_ignores_what_only_drawing_uses() {
+        let odd = SamplingOptions { top_p: 100.0, min_p: f32::NAN, ..SamplingOptions::default() };
+        assert!(odd.validate().is_err());
+        assert_eq!(SamplingOptions { temperature: 0.0, ..odd.clone() }.validate(), Ok(()));
+        assert_eq!(SamplingOptions { do_sample: false, temperature: -1.0, ..odd.clone() }.validate(), Ok(()));
+        // A negative temperature is no way to write greedy.
+        let error = SamplingOptions { temperature: -1.0, ..odd.clone() }.validate().unwrap_err();
+        assert!(matches!(error, SamplingError::InvalidOption { field: "temperature", .. }), "{error:?}");
+        // Penalties count in greedy decoding too.
+        assert!(SamplingOptions { do_sample: false, repetition_penalty: 0.0, ..odd }.validate().is_err());
     }
 
     #[test]

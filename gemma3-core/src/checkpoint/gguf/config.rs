@@ -3,11 +3,12 @@
 //! The metadata says less than a `config.json`: the local rope base, the layer pattern, the
 //! vocabulary's size and the attention scale follow from rules that llama.cpp has in its code.
 
+use super::special_tokens::SpecialTokens;
 use super::{GgufFile, GgufMetadata};
 use crate::checkpoint::tensors::TensorTable;
-use crate::checkpoint::{TextTensor, main_format};
+use crate::checkpoint::{TextTensor, Warning, WarningKind, main_format};
 use crate::config::{ConfigError, LayerType, ModelConfig, TextConfig, layer_types_from_pattern};
-use crate::config::{DEFAULT_BOS, DEFAULT_EOS, DEFAULT_PAD, MAX_LAYERS};
+use crate::config::{DEFAULT_BOS, DEFAULT_PAD, MAX_LAYERS};
 
 /// Layers of the 27B, the only size whose attention scale isn't that of its head width.
 const LAYERS_27B: usize = 62;
@@ -16,21 +17,28 @@ const LAYERS_27B: usize = 62;
 const LAYERS_OF_LONG_CONTEXT: [usize; 3] = [34, 48, LAYERS_27B];
 const LONG_CONTEXT_FACTOR: f64 = 8.0;
 
-/// Reads the configuration out of a file's metadata and its embedding's shape.
-pub(in crate::checkpoint) fn model_config(file: &GgufFile) -> Result<ModelConfig, ConfigError> {
+/// Reads the configuration out of a file's metadata and its embedding's shape, and what is odd about it;
+/// `label` names the file in warnings.
+pub(in crate::checkpoint) fn model_config(
+    label: &str,
+    file: &GgufFile,
+) -> Result<(ModelConfig, Vec<Warning>), ConfigError> {
     let metadata = file.metadata();
-    reject_other_files(metadata)?;
+    reject_other_files(file)?;
     let text = text_config(file)?;
+    let mut warnings = ignored_caps(label, metadata, &text)?;
+    let mut tokens = SpecialTokens::new(label, metadata, text.vocab_size);
     let config = ModelConfig {
         text,
         vision: None,
         image_tokens: None,
-        bos_token_id: token(metadata, "bos_token_id")?.unwrap_or(DEFAULT_BOS),
-        pad_token_id: token(metadata, "padding_token_id")?.unwrap_or(DEFAULT_PAD),
-        eos_token_ids: eos_token_ids(metadata)?,
+        bos_token_id: tokens.one("bos_token_id").unwrap_or(DEFAULT_BOS),
+        pad_token_id: tokens.one("padding_token_id").unwrap_or(DEFAULT_PAD),
+        eos_token_ids: tokens.ends()?,
     };
+    warnings.extend(tokens.warnings);
     config.validate()?;
-    Ok(config)
+    Ok((config, warnings))
 }
 
 /// `"GGUF Q4_K_M"`: the mix that the file names, else the format with most bytes.
@@ -45,8 +53,9 @@ pub(in crate::checkpoint) fn format_name(metadata: &GgufMetadata, table: &Tensor
     }
 }
 
-fn reject_other_files(metadata: &GgufMetadata) -> Result<(), ConfigError> {
+fn reject_other_files(file: &GgufFile) -> Result<(), ConfigError> {
     const ARCHITECTURE: &str = "general.architecture";
+    let metadata = file.metadata();
     match metadata.str(ARCHITECTURE)? {
         Some("gemma3") => {}
         Some("clip") => {
@@ -68,13 +77,46 @@ fn reject_other_files(metadata: &GgufMetadata) -> Result<(), ConfigError> {
             });
         }
     }
-    for name in ["final_logit_softcapping", "attn_logit_softcapping"] {
-        let key = format!("gemma3.{name}");
-        if let Some(cap) = metadata.f64(&key)?.filter(|cap| *cap != 0.0) {
-            return Err(ConfigError::unsupported(key, "0 (no cap)", cap));
-        }
+    // Ollama gives its EmbeddingGemma the architecture of the generating models.
+    if file.names().any(|name| name.starts_with("dense.")) {
+        let found = "\"gemma3\" with dense layers (EmbeddingGemma, which generates no text)";
+        return Err(ConfigError::unsupported(ARCHITECTURE, "a Gemma 3 that generates text", found));
     }
     Ok(())
+}
+
+/// Caps that a file states and that aren't applied.
+///
+/// Gemma 3 caps nothing; its `config.json` files have null. Files of the Ollama library nevertheless say
+/// `final_logit_softcapping` 30, a slip of its converter, and Ollama takes such a cap for none. llama.cpp
+/// applies one since it runs Rnj-1, a model of this architecture with a cap and without sliding layers.
+/// So the layers tell a slip from a cap: where none slides, or the window is the whole context, the cap is
+/// the model's, and this crate doesn't compute it. (A cap of the final logits moves no token past another:
+/// what is chosen greedily is the same with and without it.)
+fn ignored_caps(
+    label: &str,
+    metadata: &GgufMetadata,
+    text: &TextConfig,
+) -> Result<Vec<Warning>, ConfigError> {
+    let slides = text.layer_types.contains(&LayerType::SlidingAttention)
+        && text.sliding_window < text.max_position_embeddings;
+    let mut warnings = Vec::new();
+    for name in ["final_logit_softcapping", "attn_logit_softcapping"] {
+        let key = format!("gemma3.{name}");
+        let Some(cap) = metadata.f64(&key)?.filter(|cap| *cap != 0.0) else {
+            continue;
+        };
+        if !slides {
+            return Err(ConfigError::unsupported(key, "0 (no cap) in a model without sliding layers", cap));
+        }
+        warnings.push(Warning::new(
+            WarningKind::IgnoredField,
+            label,
+            format!("`{key}` is {cap}, a slip of some converters: Gemma 3 was trained without a cap"),
+            "it is not applied",
+        ));
+    }
+    Ok(warnings)
 }
 
 fn text_config(file: &GgufFile) -> Result<TextConfig, ConfigError> {
@@ -120,10 +162,12 @@ fn text_config(file: &GgufFile) -> Result<TextConfig, ConfigError> {
         rms_norm_eps: number("attention.layer_norm_rms_epsilon", 1e-6)?,
         sliding_window: required(metadata, "attention.sliding_window")?,
         max_position_embeddings: required(metadata, "context_length")?,
-        rope_theta: number("rope.freq_base", 1e6)?,
-        rope_local_base_freq: number("rope.freq_base_swa", 1e4)?,
+        // The second names are those of the Ollama library.
+        rope_theta: number("rope.freq_base", number("rope.global.freq_base", 1e6)?)?,
+        rope_local_base_freq: number("rope.freq_base_swa", number("rope.local.freq_base", 1e4)?)?,
         rope_scaling_factor: rope_scaling_factor(metadata, layers)?,
         layer_types: layer_types(metadata, layers)?,
+        // The checkpoint decides when it has compared the two.
         tie_word_embeddings: file.shape(&TextTensor::Head.gguf_name()).is_none(),
     })
 }
@@ -186,38 +230,6 @@ fn layer_types(metadata: &GgufMetadata, layers: usize) -> Result<Vec<LayerType>,
         Some(pattern) => Ok(layer_types_from_pattern(layers, pattern as usize)),
         None => Ok(layer_types_from_pattern(layers, 6)),
     }
-}
-
-/// All ids that end a text: those that the file names, `<eos>`, and `<end_of_turn>` where the file
-/// has a chat template. Files of tuned models name only one of the two.
-fn eos_token_ids(metadata: &GgufMetadata) -> Result<Vec<u32>, ConfigError> {
-    let mut ids = Vec::new();
-    for name in ["eos_token_id", "eot_token_id"] {
-        ids.extend(token(metadata, name)?);
-    }
-    let mut ends = vec!["<eos>"];
-    if metadata.str("tokenizer.chat_template")?.is_some() {
-        ends.push("<end_of_turn>");
-    }
-    // Both are among the first few hundred in every Gemma vocabulary.
-    const SPECIAL_TOKENS: usize = 512;
-    if let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? {
-        for (id, token) in (0..).zip(tokens.take(SPECIAL_TOKENS)) {
-            if ends.contains(&token) {
-                ids.push(id);
-            }
-        }
-    }
-    if ids.is_empty() {
-        ids.push(DEFAULT_EOS);
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
-}
-
-fn token(metadata: &GgufMetadata, name: &str) -> Result<Option<u32>, ConfigError> {
-    metadata.u32(&format!("tokenizer.ggml.{name}"))
 }
 
 fn required(metadata: &GgufMetadata, name: &str) -> Result<usize, ConfigError> {

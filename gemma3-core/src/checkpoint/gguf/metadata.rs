@@ -228,6 +228,39 @@ impl GgufMetadata {
         Ok(Some(values))
     }
 
+    /// An integer or an array of integers, of any width and sign; empty for an absent key. Those beyond i64
+    /// become its largest.
+    pub(super) fn integers(&self, key: &str) -> Result<Vec<i64>, ConfigError> {
+        let values = self.scalar(key, "an integer or an array of integers", |value| match value {
+            Value::Unsigned(number) => Some(vec![saturated(*number)]),
+            Value::Signed(number) => Some(vec![*number]),
+            Value::Array(array) => self.array_of_integers(array),
+            _ => None,
+        })?;
+        Ok(values.unwrap_or_default())
+    }
+
+    /// The integers of an array; `None` if its elements are none.
+    fn array_of_integers(&self, array: &Array) -> Option<Vec<i64>> {
+        let mut reader = Reader::new(self.bytes.as_slice(), array.range.start);
+        let mut numbers = Vec::new();
+        // Not `with_capacity`: the length is a number of the file. Each turn reads on or ends.
+        for _ in 0..array.len {
+            numbers.push(match array.element {
+                ValueType::U8 => reader.u8("").ok()?.into(),
+                ValueType::U16 => reader.u16("").ok()?.into(),
+                ValueType::U32 => reader.u32("").ok()?.into(),
+                ValueType::U64 => saturated(reader.u64("").ok()?),
+                ValueType::I8 => reader.u8("").ok()?.cast_signed().into(),
+                ValueType::I16 => reader.u16("").ok()?.cast_signed().into(),
+                ValueType::I32 => reader.u32("").ok()?.cast_signed().into(),
+                ValueType::I64 => reader.u64("").ok()?.cast_signed(),
+                _ => return None,
+            });
+        }
+        Some(numbers)
+    }
+
     /// An array of booleans.
     ///
     /// # Errors
@@ -291,6 +324,10 @@ impl Value {
             Self::Array(array) => format!("an array of {} values, each {}", array.len, array.element.name()),
         }
     }
+}
+
+fn saturated(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn read_value(reader: &mut Reader<'_>, value_type: ValueType, key: &str) -> Result<Value, GgufError> {

@@ -9,6 +9,7 @@ mod file;
 mod metadata;
 mod parts;
 mod reader;
+mod special_tokens;
 
 pub use error::GgufError;
 pub use file::GgufFile;

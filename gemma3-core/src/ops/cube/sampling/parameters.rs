@@ -56,8 +56,9 @@ impl Sampling {
     pub fn parameters(&self, options: &SamplingOptions, seed: u64, sequence: u64) -> Vec<u32> {
         let mut words = vec![0; PARAMETER_WORDS];
         let greedy = options.is_greedy() || !self.draws;
-        let top_k = options.top_k > 0 && options.top_k < self.vocabulary;
-        let top_p = options.top_p < 1.0;
+        // What only drawing uses may be anything where there is none.
+        let top_k = !greedy && options.top_k > 0 && options.top_k < self.vocabulary;
+        let top_p = !greedy && options.top_p < 1.0;
         for (flag, set) in [(GREEDY, greedy), (HAS_TOP_K, top_k), (HAS_TOP_P, top_p)] {
             words[FLAGS] |= if set { flag } else { 0 };
         }
@@ -65,7 +66,8 @@ impl Sampling {
         words[TOP_K] = u32::try_from(options.top_k).unwrap_or(u32::MAX);
         // Exact unless top_p is so small that it keeps one token anyway.
         let fraction = (f64::from(options.top_p) * 2f64.powi(64)) as u64;
-        let lowest = if options.min_p > 0.0 { -f64::from(options.min_p).ln() } else { f64::from(f32::MAX) };
+        let lowest =
+            if !greedy && options.min_p > 0.0 { -f64::from(options.min_p).ln() } else { f64::from(f32::MAX) };
         words[MIN_P] = (lowest as f32).to_bits();
         words[REPETITION] = options.repetition_penalty.to_bits();
         words[PRESENCE] = options.presence_penalty.to_bits();
