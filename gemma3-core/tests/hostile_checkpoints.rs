@@ -967,7 +967,6 @@ fn a_damaged_configuration_names_its_file() {
     let folder = sharded(whole_weight_map("one.safetensors"));
     for (name, contents) in [
         ("generation_config.json", &b"{\"top_p\": 7}"[..]),
-        ("generation_config.json", b"\xFF\xFE"),
         ("config.json", b"{\"model_type\": \"gemma2\"}"),
         ("config.json", b""),
     ] {
@@ -976,6 +975,10 @@ fn a_damaged_configuration_names_its_file() {
         assert!(matches!(error, CheckpointError::Config { .. }), "{error:?}");
         assert!(error.to_string().contains(name), "{error}");
     }
+    std::fs::write(folder.path().join("config.json"), b"{}\xFF\xFE").unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap_err();
+    assert!(matches!(error, CheckpointError::NotText { valid_up_to: 2, .. }), "{error:?}");
+    assert!(error.to_string().contains("config.json: expected UTF-8 text"), "{error}");
 }
 
 #[test]
