@@ -51,7 +51,7 @@ fn run(arguments: &Arguments) -> Outcome {
         );
     }
     let template = if arguments.gemma_turns { TemplateChoice::Gemma } else { TemplateChoice::Checkpoint };
-    eprintln!("chat template: {}", describe(template, gemma.chat_template_kind()));
+    note!("chat template: {}", describe(template, gemma.chat_template_kind()));
     let mut options = arguments.sampling.options(&gemma);
     options.max_new_tokens = options.max_new_tokens.or((!gemma.is_instruction_tuned()).then_some(128));
     let session = arguments.model.session_options();

@@ -61,7 +61,7 @@ fn enter_prompt(session: &mut TextSession, arguments: &Arguments) -> Result<(), 
         (None, prompt) => {
             let prompt = prompt.as_deref().unwrap_or_default();
             if session.gemma().tokenizer().starts_with_bos(prompt) {
-                eprintln!(
+                note!(
                     "note: the prompt begins with <bos>, and one is put before it, as always: the model sees two. \
                      Leave it out of the prompt."
                 );
