@@ -35,6 +35,7 @@ use cubecl::server::ServerError;
 use super::ForwardError;
 use super::decoder::Decoder;
 use crate::config::TextConfig;
+use crate::device::DeviceFailed;
 use crate::ops::Precision;
 use crate::ops::cube::gemm::Processor;
 use crate::ops::cube::matvec::Machine;
@@ -140,6 +141,6 @@ impl GpuDecoder {
 
 impl From<ServerError> for ForwardError {
     fn from(error: ServerError) -> Self {
-        Self::device(&error)
+        DeviceFailed::from(error).into()
     }
 }
