@@ -15,7 +15,11 @@
 //! | `step` | one token: recorded once, replayed for every token |
 //! | `sampled` | steps that choose their tokens on the device |
 
+#[cfg(all(test, feature = "wgpu"))]
+mod browser_tests;
 mod buffers;
+#[cfg(test)]
+mod failure_tests;
 mod forward;
 mod pass;
 mod sampled;
