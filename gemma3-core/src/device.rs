@@ -1,8 +1,10 @@
 //! Finding a device by name, without the panic that burn has for one that is not there, and keeping what it compiles.
 
 mod kernels;
+mod read;
 
 pub use kernels::persist_kernels;
+pub use read::{DeviceFailed, read};
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};

@@ -102,7 +102,8 @@ impl ImageCache {
             self.lock().insert(key, encoded.clone());
             found.insert(key, encoded);
         }
-        Ok(keys.iter().filter_map(|key| found.get(key).cloned()).collect())
+        let missing = || VisionError::Bug { what: "an image is neither kept nor encoded".to_owned() };
+        keys.iter().map(|key| found.get(key).cloned().ok_or_else(missing)).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {

@@ -79,7 +79,7 @@ impl VisionModel {
     /// As [`encode`](Self::encode).
     pub fn encode_one(&self, image: &Image, options: &EncodeOptions) -> Result<EncodedImage, VisionError> {
         let mut encoded = self.encode(std::slice::from_ref(image), options)?;
-        encoded.pop().ok_or(VisionError::Cancelled) // One image gives one result.
+        encoded.pop().ok_or_else(|| VisionError::Bug { what: "an image was not encoded".to_owned() })
     }
 
     /// Encodes images, several at a time.

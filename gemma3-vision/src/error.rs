@@ -1,6 +1,8 @@
 //! What can go wrong between pixels and soft tokens.
 
+use burn::tensor::DType;
 use gemma3_core::config::ConfigError;
+use gemma3_core::device::DeviceFailed;
 use gemma3_core::model::LoadError;
 
 use crate::preprocess::ImageError;
@@ -48,13 +50,39 @@ pub enum VisionError {
         /// The shape given.
         found: [usize; 4],
     },
+    /// Pixel values that are no numbers of f32.
+    #[error("the pixel values are of {found:?}, expected F32; cast the tensor")]
+    WrongDtype {
+        /// What they are of.
+        found: DType,
+    },
+    /// Pixel values that lie on another device than the encoder.
+    #[error("the pixel values lie on {found}, the encoder on {expected}; move the tensor with `to_device`")]
+    OtherDevice {
+        /// The encoder's device.
+        expected: String,
+        /// That of the pixel values.
+        found: String,
+    },
     /// The device failed.
     #[error("the device failed: {reason}")]
     Device {
         /// What it said.
         reason: String,
     },
+    /// A state that this library rules out: not the caller's fault.
+    #[error("a bug in gemma3: {what}; please report it, with the model, the device and the options used")]
+    Bug {
+        /// What was found that cannot be.
+        what: String,
+    },
     /// Encoding was cancelled.
     #[error("encoding the image was cancelled")]
     Cancelled,
+}
+
+impl From<DeviceFailed> for VisionError {
+    fn from(DeviceFailed { reason }: DeviceFailed) -> Self {
+        Self::Device { reason }
+    }
 }

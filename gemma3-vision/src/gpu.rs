@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use burn::tensor::Tensor;
 use gemma3_core::config::VisionConfig;
-use gemma3_core::device::waiting;
+use gemma3_core::device::read;
 use gemma3_core::generate::CancelHandle;
 use gemma3_core::gpu::{Ending, Gpu, GpuError, GpuRows, Mark, Numbers, PatchShape};
 use gemma3_core::matrix::Matrix;
@@ -224,16 +224,17 @@ impl Upload<'_> {
 
     fn rows(&self, rows: Tensor<2>) -> Result<GpuRows, LoadError> {
         let width = rows.dims()[1];
-        let device = |error: String| LoadError::Device(error);
-        let data = waiting(|| rows.try_into_data()).map_err(|error| device(error.to_string()))?;
-        let values =
-            data.convert::<f32>().try_into_vec::<f32>().map_err(|error| device(format!("{error:?}")))?;
-        self.gpu.upload(&values, width).map_err(|error| device(error.to_string()))
+        let values = read(rows).map_err(|failed| LoadError::Device(failed.reason))?;
+        self.gpu.upload(&values, width).map_err(|error| LoadError::Device(error.to_string()))
     }
 }
 
 impl From<GpuError> for VisionError {
     fn from(error: GpuError) -> Self {
-        Self::Device { reason: error.to_string() }
+        match error {
+            GpuError::Device(reason) => Self::Device { reason },
+            // The shapes were checked when the model was loaded.
+            wrong => Self::Bug { what: wrong.to_string() },
+        }
     }
 }

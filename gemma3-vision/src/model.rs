@@ -158,18 +158,12 @@ impl VisionModel {
     ///
     /// # Errors
     ///
-    /// [`VisionError::WrongPixels`].
+    /// Pixel values of another shape, dtype or device, and a device that fails.
     pub fn forward(&self, pixel_values: Tensor<4>) -> Result<Tensor<3>, VisionError> {
         #[cfg(feature = "cube")]
         if self.shared.gpu.is_some() {
-            use gemma3_core::device::waiting;
-
             let images = self.check(&pixel_values)?;
-            let device = |reason: String| VisionError::Device { reason };
-            let data = waiting(|| pixel_values.try_into_data()).map_err(|error| device(error.to_string()))?;
-            let values = data.convert::<f32>().try_into_vec::<f32>();
-            let values = values.map_err(|error| device(format!("{error:?}")))?;
-            return self.forward_values(values, images, None);
+            return self.forward_values(gemma3_core::device::read(pixel_values)?, images, None);
         }
         self.forward_observed(pixel_values, &mut |_, _| ControlFlow::Continue(()))
     }
@@ -207,33 +201,38 @@ impl VisionModel {
     ///
     /// # Errors
     ///
-    /// [`VisionError::WrongPixels`], or [`VisionError::Cancelled`] if the observer said to stop.
+    /// Those of [`forward`](Self::forward), and [`VisionError::Cancelled`] if the observer said to stop.
     pub fn forward_observed(
         &self,
         pixel_values: Tensor<4>,
         observe: &mut (dyn FnMut(crate::Stage, &Tensor<2>) -> ControlFlow<()> + Send),
     ) -> Result<Tensor<3>, VisionError> {
         self.check(&pixel_values)?;
-        self.threads()
-            .run(|| self.run(pixel_values, &mut |stage, x| observe(stage, x)))
-            .ok_or(VisionError::Cancelled)
+        self.threads().run(|| self.run(pixel_values, &mut |stage, x| observe(stage, x)))
     }
 
     /// The number of images.
     fn check(&self, pixel_values: &Tensor<4>) -> Result<usize, VisionError> {
         let (config, found) = (self.config(), pixel_values.dims());
         let expected = [found[0].max(1), config.num_channels, config.image_size, config.image_size];
-        match found == expected {
-            true => Ok(found[0]),
-            false => Err(VisionError::WrongPixels { expected, found }),
+        if found != expected {
+            return Err(VisionError::WrongPixels { expected, found });
         }
+        if pixel_values.dtype() != DType::F32 {
+            return Err(VisionError::WrongDtype { found: pixel_values.dtype() });
+        }
+        if pixel_values.device() != *self.device() {
+            let (expected, found) = (format!("{:?}", self.device()), format!("{:?}", pixel_values.device()));
+            return Err(VisionError::OtherDevice { expected, found });
+        }
+        Ok(found[0])
     }
 
-    fn run(&self, pixel_values: Tensor<4>, observe: Observer<'_>) -> Option<Tensor<3>> {
+    fn run(&self, pixel_values: Tensor<4>, observe: Observer<'_>) -> Result<Tensor<3>, VisionError> {
         let Shared { tower, projector, tokens_per_image, text_hidden_size, .. } = &*self.shared;
         let images = pixel_values.dims()[0];
         let features = tower.forward(pixel_values, observe)?;
         let soft_tokens = projector.forward(features, observe)?;
-        Some(soft_tokens.reshape([images, *tokens_per_image, *text_hidden_size]))
+        Ok(soft_tokens.reshape([images, *tokens_per_image, *text_hidden_size]))
     }
 }

@@ -4,7 +4,8 @@ use burn::tensor::Tensor;
 use gemma3_core::matrix::Matrix;
 use gemma3_core::model::RmsNorm;
 
-use crate::stages::{Observer, Stage};
+use crate::error::VisionError;
+use crate::stages::{Observer, Stage, show};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Projector {
@@ -20,16 +21,19 @@ pub(crate) struct Projector {
 }
 
 impl Projector {
-    /// `x` \[images * patches, hidden\] → \[images * soft tokens, hidden of the decoder\]; `None` if the
-    /// observer said to stop.
-    pub(crate) fn forward(&self, x: Tensor<2>, observe: Observer<'_>) -> Option<Tensor<2>> {
+    /// `x` \[images * patches, hidden\] → \[images * soft tokens, hidden of the decoder\].
+    ///
+    /// # Errors
+    ///
+    /// [`VisionError::Cancelled`] if the observer said to stop, and a device that fails.
+    pub(crate) fn forward(&self, x: Tensor<2>, observe: Observer<'_>) -> Result<Tensor<2>, VisionError> {
         let x = self.pool(x);
-        observe(Stage::Pooled, &x).is_continue().then_some(())?;
+        show(observe, Stage::Pooled, &x)?;
         let x = self.soft_emb_norm.forward(x);
-        observe(Stage::Normed, &x).is_continue().then_some(())?;
-        let x = self.input_projection.forward(x);
-        observe(Stage::Output, &x).is_continue().then_some(())?;
-        Some(x)
+        show(observe, Stage::Normed, &x)?;
+        let x = self.input_projection.forward(x)?;
+        show(observe, Stage::Output, &x)?;
+        Ok(x)
     }
 
     /// The mean of each square of patches, row by row.

@@ -4,6 +4,8 @@ use std::ops::ControlFlow;
 
 use burn::tensor::Tensor;
 
+use crate::error::VisionError;
+
 /// A place between two steps. The tensors there hold all images one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -23,3 +25,11 @@ pub enum Stage {
 
 /// Called at every [`Stage`]; `Break` ends the forward pass there.
 pub type Observer<'a> = &'a mut dyn FnMut(Stage, &Tensor<2>) -> ControlFlow<()>;
+
+/// Shows a stage, and stops there if the observer says so.
+pub(crate) fn show(observe: Observer<'_>, stage: Stage, x: &Tensor<2>) -> Result<(), VisionError> {
+    match observe(stage, x) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(VisionError::Cancelled),
+    }
+}

@@ -1,6 +1,5 @@
 //! Keys and values in a GPU's memory, where our kernels write and read them.
 
-use std::fmt::Display;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -9,6 +8,7 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use super::CacheDtype;
+use crate::device::{DeviceFailed, read};
 use crate::ops::Visibility;
 use crate::ops::cube::attention::{
     CacheFormat, CacheLayout, PrefillAttention, PrefillBuffers, PrefillPath, prefill_attention,
@@ -121,15 +121,9 @@ impl DeviceCache {
         }
     }
 
-    /// Heads of keys, their width, and the device.
-    pub(crate) fn shape(&self) -> (usize, usize, String) {
-        let heads =
-            self.layers.first().map_or((0, 0), |layer| (layer.layout.kv_heads, layer.layout.head_dim));
-        (heads.0, heads.1, format!("{:?}", self.device))
-    }
-
-    pub(super) fn layer_count(&self) -> usize {
-        self.layers.len()
+    /// Heads, slots, and width of a head, of each layer.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = [usize; 3]> {
+        self.layers.iter().map(|LayerBuffers { layout, .. }| [layout.kv_heads, layout.slots, layout.head_dim])
     }
 
     /// A layer as traces see it.
@@ -166,10 +160,9 @@ pub(crate) struct DeviceLayer {
 
 impl DeviceLayer {
     /// Stores `keys` and `values` \[count, kv_heads * head_dim\] at positions `start..`.
-    pub(super) fn write(&self, start: usize, keys: Tensor<2>, values: Tensor<2>) {
+    pub(super) fn write(&self, start: usize, keys: Tensor<2>, values: Tensor<2>) -> Result<(), DeviceFailed> {
         for (buffer, rows) in [(&self.buffers.keys, keys), (&self.buffers.values, values)] {
-            let rows = waiting(|| rows.into_data()).convert::<f32>();
-            let rows = rows.as_slice::<f32>().unwrap_or_default();
+            let rows = read(rows)?;
             let CacheLayout { kv_heads, slots, head_dim, format, .. } = self.buffers.layout;
             for (index, row) in rows.chunks_exact(kv_heads * head_dim).enumerate() {
                 for (head, entry) in row.chunks_exact(head_dim).enumerate() {
@@ -182,14 +175,20 @@ impl DeviceLayer {
                 }
             }
         }
+        Ok(())
     }
 
     /// Attention of the queries `q` \[tokens, heads * head_dim\], by the exact kernel.
-    pub(super) fn attend(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<2> {
+    pub(super) fn attend(
+        &self,
+        q: Tensor<2>,
+        heads: usize,
+        visibility: &Visibility,
+    ) -> Result<Tensor<2>, DeviceFailed> {
         let shape = q.dims();
         let client = self.stream.client();
         let visible = visible_ranges(visibility.queries(), visibility.window(), visibility.images());
-        let queries = self.stream.upload_tensor(q).unwrap_or_else(|error| failed(&error));
+        let queries = self.stream.upload_tensor(q)?;
         let out = Rows::empty(client, RowFormat::F32, shape[0], shape[1]);
         let buffers = PrefillBuffers {
             queries: &queries,
@@ -200,17 +199,19 @@ impl DeviceLayer {
         };
         let attention = PrefillAttention { cache: self.buffers.layout, heads };
         prefill_attention(client, attention, 0, shape[0], buffers, PrefillPath::Plain);
-        let attended = self.stream.download_tensor(&out.handle, shape, &self.device);
-        attended.unwrap_or_else(|error| failed(&error))
+        self.stream.download_tensor(&out.handle, shape, &self.device)
     }
 
     /// What [`attend`](Self::attend) weighs the values with, \[heads, tokens, keys\]: computed on the host.
-    pub(super) fn probabilities(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<3> {
+    pub(super) fn probabilities(
+        &self,
+        q: Tensor<2>,
+        heads: usize,
+        visibility: &Visibility,
+    ) -> Result<Tensor<3>, DeviceFailed> {
         let CacheLayout { kv_heads, slots, head_dim, format, .. } = self.buffers.layout;
-        let bytes = waiting(|| self.stream.client().read_one(self.buffers.keys.clone()));
-        let cached = decode(&bytes.unwrap_or_else(|error| failed(&error)), format);
-        let queries = waiting(|| q.into_data()).convert::<f32>();
-        let queries = queries.as_slice::<f32>().unwrap_or_default();
+        let cached = decode(&waiting(|| self.stream.client().read_one(self.buffers.keys.clone()))?, format);
+        let queries = read(q)?;
         let keys = visibility.keys();
         let tokens = visibility.queries();
         let mut all = Vec::with_capacity(heads * tokens.len() * keys.len());
@@ -233,13 +234,8 @@ impl DeviceLayer {
                 }));
             }
         }
-        Tensor::from_data(TensorData::new(all, [heads, tokens.len(), keys.len()]), &self.device)
+        Ok(Tensor::from_data(TensorData::new(all, [heads, tokens.len(), keys.len()]), &self.device))
     }
-}
-
-/// burn's own operations, which a traced pass consists of, end like this too when a device fails.
-fn failed(error: &dyn Display) -> ! {
-    panic!("the device failed: {error}")
 }
 
 fn encode(values: &[f32], format: CacheFormat) -> Vec<u8> {

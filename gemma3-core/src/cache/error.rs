@@ -87,6 +87,18 @@ pub enum CacheError {
         /// The same of the model.
         model: (usize, usize, String),
     },
+    /// The cache was made for another sliding window, or for other kinds of layers.
+    #[error(
+        "layer {layer} of the cache has room for {found} positions, but the model's needs {expected}: it was made for another model"
+    )]
+    OtherWindow {
+        /// Index of the layer.
+        layer: usize,
+        /// Positions that the model's layer needs room for.
+        expected: usize,
+        /// Positions that the cache has room for.
+        found: usize,
+    },
     /// The cache was made for a model with another number of layers.
     #[error(
         "the cache has {cache_layers} layers and the model {model_layers}: it was made for another model"

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor, TensorCreationOptions};
 use super::CacheDtype;
 #[cfg(feature = "cube")]
 use super::device::DeviceLayer;
+use crate::device::DeviceFailed;
 use crate::ops::{self, Visibility, portable};
 
 /// Keys and values of one layer, each \[kv_heads, slots, head_dim\].
@@ -28,6 +29,11 @@ impl LayerCache {
         let options = TensorCreationOptions::new(device.clone()).with_dtype(dtype.of_tensors());
         let empty = || Tensor::zeros([kv_heads, slots, head_dim], options.clone());
         Self { keys: empty(), values: empty() }
+    }
+
+    /// Heads, slots, and width of a head.
+    pub(super) fn sizes(&self) -> [usize; 3] {
+        self.keys.dims()
     }
 
     /// Stores `keys` and `values` \[count, kv_heads * head_dim\] at positions `start..start + count`.
@@ -72,27 +78,43 @@ pub(crate) enum LayerView<'a> {
 
 impl LayerView<'_> {
     /// Stores `keys` and `values` \[count, kv_heads * head_dim\] at positions `start..start + count`.
-    pub(crate) fn write(&mut self, start: usize, keys: Tensor<2>, values: Tensor<2>) {
+    pub(crate) fn write(
+        &mut self,
+        start: usize,
+        keys: Tensor<2>,
+        values: Tensor<2>,
+    ) -> Result<(), DeviceFailed> {
         match self {
             Self::Tensors(layer) => layer.write(start, keys, values),
             #[cfg(feature = "cube")]
-            Self::Device(layer) => layer.write(start, keys, values),
+            Self::Device(layer) => return layer.write(start, keys, values),
         }
+        Ok(())
     }
 
     /// See [`LayerCache::attend`].
-    pub(crate) fn attend(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<2> {
+    pub(crate) fn attend(
+        &self,
+        q: Tensor<2>,
+        heads: usize,
+        visibility: &Visibility,
+    ) -> Result<Tensor<2>, DeviceFailed> {
         match self {
-            Self::Tensors(layer) => layer.attend(q, heads, visibility),
+            Self::Tensors(layer) => Ok(layer.attend(q, heads, visibility)),
             #[cfg(feature = "cube")]
             Self::Device(layer) => layer.attend(q, heads, visibility),
         }
     }
 
     /// See [`LayerCache::probabilities`].
-    pub(crate) fn probabilities(&self, q: Tensor<2>, heads: usize, visibility: &Visibility) -> Tensor<3> {
+    pub(crate) fn probabilities(
+        &self,
+        q: Tensor<2>,
+        heads: usize,
+        visibility: &Visibility,
+    ) -> Result<Tensor<3>, DeviceFailed> {
         match self {
-            Self::Tensors(layer) => layer.probabilities(q, heads, visibility),
+            Self::Tensors(layer) => Ok(layer.probabilities(q, heads, visibility)),
             #[cfg(feature = "cube")]
             Self::Device(layer) => layer.probabilities(q, heads, visibility),
         }

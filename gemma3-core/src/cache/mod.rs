@@ -113,6 +113,7 @@ impl CacheOptions {
 #[derive(Debug, Clone)]
 pub struct KvCache {
     layers: Layers,
+    device: Device,
     len: usize,
     /// One past the highest position written since the cache was empty. What truncation has taken back
     /// has still overwritten the rings.
@@ -186,6 +187,7 @@ impl KvCache {
             layers(&mut config.layer_types.iter().map(|kind| options.slots(*kind, capacity, config)));
         Ok(Self {
             layers,
+            device: device.clone(),
             len: 0,
             written: 0,
             capacity,
@@ -291,12 +293,38 @@ impl KvCache {
         }
     }
 
-    pub(crate) fn layer_count(&self) -> usize {
+    /// Heads, slots, and width of a head, of each layer.
+    fn sizes(&self) -> Vec<[usize; 3]> {
         match &self.layers {
-            Layers::Tensors(layers) => layers.len(),
+            Layers::Tensors(layers) => layers.iter().map(LayerCache::sizes).collect(),
             #[cfg(feature = "cube")]
-            Layers::Device(layers) => layers.layer_count(),
+            Layers::Device(layers) => layers.sizes().collect(),
         }
+    }
+
+    /// Whether this is a cache of such a model on such a device.
+    pub(crate) fn check(&self, config: &TextConfig, device: &Device) -> Result<(), CacheError> {
+        let sizes = self.sizes();
+        let (cache_layers, model_layers) = (sizes.len(), config.layer_types.len());
+        if cache_layers != model_layers {
+            return Err(CacheError::OtherModel { cache_layers, model_layers });
+        }
+        let (kv_heads, head_dim) = (config.num_key_value_heads, config.head_dim);
+        for (layer, (&[heads, found, width], kind)) in sizes.iter().zip(&config.layer_types).enumerate() {
+            if (heads, width) != (kv_heads, head_dim) || self.device != *device {
+                let cache = (heads, width, format!("{:?}", self.device));
+                return Err(CacheError::OtherHeads {
+                    cache,
+                    model: (kv_heads, head_dim, format!("{device:?}")),
+                });
+            }
+            let options = CacheOptions { capacity: Some(self.capacity), chunk: self.chunk, dtype: None };
+            let expected = options.slots(*kind, self.capacity, config);
+            if found != expected {
+                return Err(CacheError::OtherWindow { layer, expected, found });
+            }
+        }
+        Ok(())
     }
 
     /// Records that `count` more tokens have been written to every layer.

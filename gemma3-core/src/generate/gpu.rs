@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::stepper::Stepper;
 use super::{CancelHandle, GenerateError, Session, Token};
+use crate::model::ForwardError;
 use crate::model::gpu::{Choice, DecodeStep, Fault};
 use crate::sampling::SamplingError;
 
@@ -80,12 +81,14 @@ impl Session {
     /// Sends steps until `ahead` are under way, then waits for the token of the first.
     fn next_step(&mut self, ahead: usize) -> Result<Result<u32, Fault>, GenerateError> {
         let (Some(step), Some(cache)) = (&mut self.step.0, self.cache.on_device()) else {
-            return Err(GenerateError::EmptySession);
+            return Err(ForwardError::Bug { what: "steps go on that never began" }.into());
         };
         while step.ahead() < ahead {
             step.send(cache)?;
         }
-        let token = step.receive()?.into_iter().next().ok_or(GenerateError::EmptySession)?;
+        let [token] = step.receive()?[..] else {
+            return Err(ForwardError::Bug { what: "a session's step chose tokens for several" }.into());
+        };
         let under_way = step.ahead();
         if token.is_ok() {
             self.cache.advance(1);

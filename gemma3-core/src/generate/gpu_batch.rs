@@ -6,8 +6,8 @@ use super::batch::Row;
 use super::gpu::AHEAD;
 use super::{CancelHandle, FinishReason, GenerateError, Token};
 use crate::cache::DeviceCache;
-use crate::model::Model;
 use crate::model::gpu::{Choice, DecodeStep};
+use crate::model::{ForwardError, Model};
 
 /// Continues all rows on the device until they have ended. `false`, with nothing done beyond their prompts, if
 /// that can't be: the model is not on a GPU, the options ask for what the device can't do, or the caches differ
@@ -30,9 +30,12 @@ pub(super) fn run(
             return Ok(false);
         }
     }
-    let mut caches: Vec<_> = rows.iter_mut().filter_map(|row| row.session.cache.on_device()).collect();
-    let Some(mut together) = DeviceCache::gather(&mut caches) else { return Ok(false) };
-    let tokens: Vec<u32> = rows.iter().filter_map(|row| row.session.ids().last().copied()).collect();
+    let caches: Option<Vec<_>> = rows.iter_mut().map(|row| row.session.cache.on_device()).collect();
+    let Some(mut together) = caches.and_then(|mut caches| DeviceCache::gather(&mut caches)) else {
+        return Ok(false);
+    };
+    let tokens: Option<Vec<u32>> = rows.iter().map(|row| row.session.ids().last().copied()).collect();
+    let Some(tokens) = tokens else { return Ok(false) };
     let positions: Vec<u32> = rows.iter().map(|row| row.session.len() as u32 - 1).collect();
     let choices: Vec<Choice<'_>> = rows.iter().map(|row| row.stepper.choice(row.session)).collect();
     let mut step = DecodeStep::new(gpu, rows.len());
@@ -43,10 +46,11 @@ pub(super) fn run(
     let mut here = vec![true; rows.len()];
     let result = steps(&mut step, &mut together, rows, &mut here, cancel, on_token);
     // Those that were cancelled, and, after an error, all that were still going.
+    let mut back = Ok(());
     for (index, row) in rows.iter_mut().enumerate().filter(|(index, _)| here[*index]) {
-        take_back(&together, index, row);
+        back = back.and(take_back(&together, index, row));
     }
-    result.map(|()| true)
+    result.and(back).map(|()| true)
 }
 
 /// Steps until all rows have ended. `here` are those whose newest entries are not in their own cache yet.
@@ -88,7 +92,7 @@ fn steps(
             }
             row.tokens.push(token);
             if !row.is_active() {
-                take_back(together, index, row);
+                take_back(together, index, row)?;
                 here[index] = false;
             }
         }
@@ -96,8 +100,8 @@ fn steps(
     Ok(())
 }
 
-fn take_back(together: &DeviceCache, index: usize, row: &mut Row<'_>) {
-    if let Some(cache) = row.session.cache.on_device() {
-        together.take_back(index, cache);
-    }
+fn take_back(together: &DeviceCache, index: usize, row: &mut Row<'_>) -> Result<(), GenerateError> {
+    let elsewhere = ForwardError::Bug { what: "a cache left its GPU during a batch" };
+    together.take_back(index, row.session.cache.on_device().ok_or(elsewhere)?);
+    Ok(())
 }

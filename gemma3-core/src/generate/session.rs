@@ -109,8 +109,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// Those of [`append`](Session::append), vectors of another width, spans that overlap or lie outside
-    /// of `ids`, or a span longer than the session's chunk.
+    /// Those of [`append`](Session::append), vectors of another width, dtype or device, spans that overlap or
+    /// lie outside of `ids`, or a span longer than the session's chunk.
     pub fn append_with(&mut self, ids: &[u32], spans: &[EmbeddedSpan]) -> Result<(), GenerateError> {
         let capacity = self.capacity();
         if ids.len() > capacity - self.len() {
@@ -129,14 +129,10 @@ impl Session {
     }
 
     fn check_spans(&self, tokens: usize, spans: &[EmbeddedSpan]) -> Result<(), GenerateError> {
-        let expected = self.model.decoder().config().hidden_size;
         let mut after = 0;
         for span in spans {
             let range = span.range();
-            let found = span.vectors.dims()[1];
-            if found != expected {
-                return Err(ForwardError::WrongWidth { expected, found }.into());
-            }
+            self.model.decoder().check_vectors(&span.vectors)?;
             if range.start < after || range.end > tokens || range.is_empty() {
                 return Err(ForwardError::SpanOutOfOrder { span: range, after, tokens }.into());
             }
@@ -272,7 +268,8 @@ impl Session {
     /// Those of [`compute`](Session::compute).
     pub fn logits(&mut self) -> Result<&[f32], GenerateError> {
         self.compute(&CancelHandle::new())?;
-        Ok(self.logits.as_deref().unwrap_or_default())
+        let missing = ForwardError::Bug { what: "a session was computed and has no logits" };
+        Ok(self.logits.as_deref().ok_or(missing)?)
     }
 
     /// Continues the sequence. Nothing is computed until the stream is asked for its first token.
@@ -411,7 +408,7 @@ fn input<'a>(
 ) -> Result<SegmentInput<'a>, ForwardError> {
     let within = |span: &&EmbeddedSpan| range.contains(&span.start);
     let spans: Vec<_> = spans.iter().filter(within).map(|span| span.at(span.start - range.start)).collect();
-    let ids = ids.get(range).unwrap_or_default();
+    let ids = &ids[range];
     if spans.is_empty() {
         return Ok(SegmentInput::Ids(ids));
     }

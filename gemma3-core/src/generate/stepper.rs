@@ -3,6 +3,7 @@
 
 use super::session::{ScoredToken, score};
 use super::{FinishReason, GenerateError, GenerateOptions, Session};
+use crate::model::ForwardError;
 use crate::sampling::{Sampler, TokenHistory, TokenLogprob, fresh_seed};
 
 /// A generated token.
@@ -73,9 +74,10 @@ impl Stepper {
         self.seed
     }
 
-    /// Chooses the next token from the session's logits, which must be there, and appends it.
+    /// Chooses the next token from the session's logits, which have been computed, and appends it.
     pub(super) fn step(&mut self, session: &mut Session) -> Result<Token, GenerateError> {
-        let mut logits = session.take_logits().unwrap_or_default();
+        let missing = ForwardError::Bug { what: "a token was to be chosen before its logits were computed" };
+        let mut logits = session.take_logits().ok_or(missing)?;
         // The processors write into the logits; what is reported is of the raw ones.
         let raw = self.logprobs.map(|_| logits.clone());
         let key = session.random_key(self.seed);

@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Matrix, MatrixError, Quantization, Storage, quantize};
 use crate::checkpoint::{TensorFormat, TensorView};
+use crate::device::DeviceFailed;
 use crate::ops::cube::gemm::{self, Output, Plan, Rows};
 use crate::ops::cube::packed::{PackedMatrix, rows};
 use crate::ops::cube::stream::Stream;
@@ -42,7 +43,7 @@ impl DeviceMatrix {
     }
 
     /// `x Wᵀ` with f32 sums: what traces compute aside. Its numbers pass through the host.
-    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    pub(super) fn forward(&self, x: Tensor<2>) -> Result<Tensor<2>, DeviceFailed> {
         let (device, count) = (x.device(), x.dims()[0]);
         let filling = self.stack.layout.cols - self.cols;
         let x = match filling {
@@ -52,33 +53,21 @@ impl DeviceMatrix {
         let client = self.stream.client();
         let all = self.stack.layout.rows;
         let out = client.empty(count * all * size_of::<f32>());
-        let result = self.stream.upload_tensor(x).and_then(|x| {
-            let (x, rows) = (Rows::f32(&x), Rows::f32(&out));
-            gemm::launch(
-                client,
-                Plan::Exact { unit_m: 1 },
-                &x,
-                &self.stack,
-                Output::plain(&rows),
-                count,
-                None,
-            );
-            let out = self.stream.download_tensor(&out, [count, all], &device);
-            out.map_err(|error| error.to_string())
-        });
-        // burn's own operations end like this too when a device fails.
-        let out = result.unwrap_or_else(|error| panic!("the device failed: {error}"));
-        out.narrow(1, self.rows.start, self.rows.len())
+        let x = Rows::f32(&self.stream.upload_tensor(x)?);
+        let rows = Rows::f32(&out);
+        gemm::launch(client, Plan::Exact { unit_m: 1 }, &x, &self.stack, Output::plain(&rows), count, None);
+        let out = self.stream.download_tensor(&out, [count, all], &device)?;
+        Ok(out.narrow(1, self.rows.start, self.rows.len()))
     }
 
     /// Rows `ids`, \[ids, in\].
-    pub(super) fn rows(&self, ids: &[u32], device: &Device) -> Tensor<2> {
+    pub(super) fn rows(&self, ids: &[u32], device: &Device) -> Result<Tensor<2>, DeviceFailed> {
         let (client, cols) = (self.stream.client(), self.stack.layout.cols);
         let ids: Vec<u32> = ids.iter().map(|id| id + self.rows.start as u32).collect();
         let out = client.empty(ids.len() * cols * size_of::<f32>());
         rows(client, &self.stack, &self.stream.upload_words(&ids), &out, ids.len(), 1.0);
-        let out = self.stream.download_tensor(&out, [ids.len(), cols], device);
-        out.unwrap_or_else(|error| panic!("the device failed: {error}")).narrow(1, 0, self.cols)
+        let out = self.stream.download_tensor(&out, [ids.len(), cols], device)?;
+        Ok(out.narrow(1, 0, self.cols))
     }
 
     /// The stack, if `matrices` are all of it in their order.

@@ -23,6 +23,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorCreationOptions, TensorData
 use rayon::prelude::*;
 
 use crate::checkpoint::{TensorFormat, TensorView};
+use crate::device::DeviceFailed;
 #[cfg(feature = "flex")]
 use crate::ops::cpu::packed::{PackedError, PackedMatrix, SharedBytes};
 #[cfg(feature = "flex")]
@@ -221,9 +222,14 @@ impl Matrix {
         }
     }
 
-    /// `x Wᵀ`: \[tokens, in\] → \[tokens, out\].
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        match &self.storage {
+    /// `x Wᵀ`: \[tokens, in\] → \[tokens, out\]. As in burn's own operations, `x` is of the matrix's width, on its device,
+    /// and in f32.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn forward(&self, x: Tensor<2>) -> Result<Tensor<2>, DeviceFailed> {
+        Ok(match &self.storage {
             Storage::Floats { weight, .. } => ops::portable::linear(x, weight),
             #[cfg(feature = "flex")]
             Storage::Packed { weight, precision } => {
@@ -231,19 +237,28 @@ impl Matrix {
                 ops::packed_linear(x, PackedProducts { weights, precision: *precision }).swap_remove(0)
             }
             #[cfg(feature = "cube")]
-            Storage::Device(weight) => weight.forward(x),
-        }
+            Storage::Device(weight) => return weight.forward(x),
+        })
     }
 
     /// `x Wᵀ` for several matrices with the same input, which is prepared once for all.
-    pub fn forward_each<const N: usize>(matrices: [&Self; N], x: Tensor<2>) -> [Tensor<2>; N] {
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn forward_each<const N: usize>(
+        matrices: [&Self; N],
+        x: Tensor<2>,
+    ) -> Result<[Tensor<2>; N], DeviceFailed> {
         #[cfg(feature = "flex")]
         if let Some(products) = all_packed(&matrices)
             && let Ok(products) = ops::packed_linear(x.clone(), products).try_into()
         {
-            return products;
+            return Ok(products);
         }
-        matrices.map(|matrix| matrix.forward(x.clone()))
+        let products = matrices.iter().map(|matrix| matrix.forward(x.clone()));
+        let products: Vec<_> = products.collect::<Result<_, _>>()?;
+        Ok(products.try_into().expect("one for each matrix"))
     }
 
     /// `norm(x) Wᵀ` for several matrices with the same input.
@@ -251,39 +266,53 @@ impl Matrix {
         matrices: [&Self; N],
         x: Tensor<2>,
         norm: Norm<'_>,
-    ) -> [Tensor<2>; N] {
+    ) -> Result<[Tensor<2>; N], DeviceFailed> {
         #[cfg(feature = "flex")]
         if let Some(products) = all_packed(&matrices)
             && let Ok(products) = ops::packed_norm_linear(x.clone(), norm, products).try_into()
         {
-            return products;
+            return Ok(products);
         }
         Self::forward_each(matrices, ops::rms_norm(x, norm.scale, norm.eps))
     }
 
     /// `gelu_tanh(norm(x) gateᵀ) * (norm(x) upᵀ)`: \[tokens, in\] → \[tokens, out\].
-    pub(crate) fn forward_gated(gate: &Self, up: &Self, x: Tensor<2>, norm: Norm<'_>) -> Tensor<2> {
+    pub(crate) fn forward_gated(
+        gate: &Self,
+        up: &Self,
+        x: Tensor<2>,
+        norm: Norm<'_>,
+    ) -> Result<Tensor<2>, DeviceFailed> {
         #[cfg(feature = "flex")]
         if let Some(products) = all_packed(&[gate, up]) {
-            return ops::packed_gated_linear(x, norm, products);
+            return Ok(ops::packed_gated_linear(x, norm, products));
         }
-        let [gate, up] = Self::forward_normed([gate, up], x, norm);
-        ops::gelu_mul(gate, up)
+        let [gate, up] = Self::forward_normed([gate, up], x, norm)?;
+        Ok(ops::gelu_mul(gate, up))
     }
 
     /// `residual + norm(x Wᵀ)`: `x` \[tokens, in\], `residual` \[tokens, out\] → \[tokens, out\].
-    pub(crate) fn forward_norm_add(&self, x: Tensor<2>, norm: Norm<'_>, residual: Tensor<2>) -> Tensor<2> {
+    pub(crate) fn forward_norm_add(
+        &self,
+        x: Tensor<2>,
+        norm: Norm<'_>,
+        residual: Tensor<2>,
+    ) -> Result<Tensor<2>, DeviceFailed> {
         #[cfg(feature = "flex")]
         if let Some(products) = all_packed(&[self]) {
-            return ops::packed_linear_norm_add(x, products, norm, residual);
+            return Ok(ops::packed_linear_norm_add(x, products, norm, residual));
         }
-        residual + ops::rms_norm(self.forward(x), norm.scale, norm.eps)
+        Ok(residual + ops::rms_norm(self.forward(x)?, norm.scale, norm.eps))
     }
 
     /// Rows `ids` of the matrix, \[ids, in\]. The ids must be below [`Matrix::out_features`].
-    pub fn rows(&self, ids: &[u32]) -> Tensor<2> {
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor<2>, DeviceFailed> {
         let count = ids.len();
-        match &self.storage {
+        Ok(match &self.storage {
             Storage::Floats { weight, .. } => {
                 let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
                 let options = TensorCreationOptions::new(self.device.clone()).with_dtype(DType::I32);
@@ -301,8 +330,8 @@ impl Matrix {
                 Tensor::from_data(TensorData::new(values, [count, width]), options)
             }
             #[cfg(feature = "cube")]
-            Storage::Device(weight) => weight.rows(ids, &self.device),
-        }
+            Storage::Device(weight) => return weight.rows(ids, &self.device),
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use super::rope::Rotation;
 use super::trace::LayerTrace;
 use crate::cache::LayerView;
 use crate::config::TextConfig;
+use crate::device::DeviceFailed;
 use crate::matrix::Matrix;
 use crate::ops::Visibility;
 
@@ -67,12 +68,12 @@ impl Attention {
         rotation: &Rotation,
         sequences: &mut [AttentionContext<'_>],
         trace: &mut LayerTrace<'_>,
-    ) -> Tensor<2> {
+    ) -> Result<Tensor<2>, DeviceFailed> {
         let AttentionShape { heads, kv_heads, scale } = self.shape;
-        trace.record_with("input_layernorm", || pre_norm.forward(x.clone()));
+        trace.record_with("input_layernorm", || Ok(pre_norm.forward(x.clone())))?;
 
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let [q, k, v] = Matrix::forward_normed(projections, x.clone(), pre_norm.parts());
+        let [q, k, v] = Matrix::forward_normed(projections, x.clone(), pre_norm.parts())?;
         trace.record("q_proj", &q);
         trace.record("k_proj", &k);
         trace.record("v_proj", &v);
@@ -89,17 +90,17 @@ impl Attention {
             let (first, rows) = (sequence.first_row, sequence.rows);
             let own = |all: &Tensor<2>| all.clone().narrow(0, first, rows);
             let visibility = sequence.visibility;
-            sequence.cache.write(visibility.queries().start, own(&k), own(&v));
-            trace.record_probabilities(|| sequence.cache.probabilities(own(&q), heads, visibility));
-            outputs.push(sequence.cache.attend(own(&q), heads, visibility));
+            sequence.cache.write(visibility.queries().start, own(&k), own(&v))?;
+            trace.record_probabilities(|| sequence.cache.probabilities(own(&q), heads, visibility))?;
+            outputs.push(sequence.cache.attend(own(&q), heads, visibility)?);
         }
         let attended = if outputs.len() == 1 { outputs.swap_remove(0) } else { Tensor::cat(outputs, 0) };
         trace.record("attention", &attended);
 
-        trace.record_with("o_proj", || self.o_proj.forward(attended.clone()));
+        trace.record_with("o_proj", || self.o_proj.forward(attended.clone()))?;
         trace.record_with("post_attention_layernorm", || {
-            post_norm.forward(self.o_proj.forward(attended.clone()))
-        });
+            Ok(post_norm.forward(self.o_proj.forward(attended.clone())?))
+        })?;
         self.o_proj.forward_norm_add(attended, post_norm.parts(), x)
     }
 }

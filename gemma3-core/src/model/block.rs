@@ -8,6 +8,7 @@ use super::norm::RmsNorm;
 use super::rope::Rotation;
 use super::trace::LayerTrace;
 use crate::config::LayerType;
+use crate::device::DeviceFailed;
 
 /// A decoder layer. The post norms apply to a branch's output, before it joins the residual stream.
 #[derive(Debug, Clone)]
@@ -29,12 +30,12 @@ impl Block {
         rotation: &Rotation,
         sequences: &mut [AttentionContext<'_>],
         mut trace: LayerTrace<'_>,
-    ) -> Tensor<2> {
+    ) -> Result<Tensor<2>, DeviceFailed> {
         let (pre, post) = (&self.input_layernorm, &self.post_attention_layernorm);
-        let x = self.attention.forward(x, pre, post, rotation, sequences, &mut trace);
+        let x = self.attention.forward(x, pre, post, rotation, sequences, &mut trace)?;
         let (pre, post) = (&self.pre_feedforward_layernorm, &self.post_feedforward_layernorm);
-        let x = self.feed_forward.forward(x, pre, post, &mut trace);
+        let x = self.feed_forward.forward(x, pre, post, &mut trace)?;
         trace.record_layer_output(&x);
-        x
+        Ok(x)
     }
 }

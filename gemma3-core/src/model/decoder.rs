@@ -4,7 +4,7 @@ use std::ops::Range;
 
 #[cfg(feature = "cube")]
 use burn::tensor::TensorData;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::attention::AttentionContext;
 use super::block::Block;
@@ -18,6 +18,8 @@ use super::span::EmbeddedSpan;
 use super::trace::Trace;
 use crate::cache::{CacheDtype, CacheError, KvCache};
 use crate::config::{LayerType, TextConfig};
+#[cfg(feature = "cube")]
+use crate::device;
 use crate::matrix::Matrix;
 use crate::ops::{Precision, Visibility};
 
@@ -144,7 +146,7 @@ impl Decoder {
         if let Some(gpu) = &self.gpu {
             return gpu.embed(ids, &self.device);
         }
-        Ok(self.embedding.forward(ids))
+        Ok(self.embedding.forward(ids)?)
     }
 
     /// The vectors of `ids` with those of `spans` in their places, as a segment's input. The positions of a
@@ -152,8 +154,8 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// [`ForwardError::UnknownToken`] outside of the spans, [`ForwardError::WrongWidth`], or spans that
-    /// overlap, lie outside of `ids`, or are out of order.
+    /// [`ForwardError::UnknownToken`] outside of the spans, vectors of another width, dtype or device, or spans
+    /// that overlap, lie outside of `ids`, or are out of order.
     pub fn embed_with(
         &self,
         ids: &[u32],
@@ -164,10 +166,7 @@ impl Decoder {
         let mut done = 0;
         for span in spans {
             let range = span.range();
-            let width = span.vectors.dims()[1];
-            if width != self.config.hidden_size {
-                return Err(ForwardError::WrongWidth { expected: self.config.hidden_size, found: width });
-            }
+            self.check_vectors(&span.vectors)?;
             if range.start < done || range.end > ids.len() || range.is_empty() {
                 let tokens = ids.len();
                 return Err(ForwardError::SpanOutOfOrder { span: range, after: done, tokens });
@@ -223,9 +222,9 @@ impl Decoder {
                 LayerType::FullAttention => &global_rotation,
                 LayerType::SlidingAttention => &local_rotation,
             };
-            let mut contexts: Vec<_> =
-                sequences.iter_mut().filter_map(|s| s.context(index, block.kind)).collect();
-            x = block.forward(x, rotation, &mut contexts, trace.layer(index));
+            let contexts = sequences.iter_mut().map(|sequence| sequence.context(index, block.kind));
+            let mut contexts = contexts.collect::<Result<Vec<_>, _>>()?;
+            x = block.forward(x, rotation, &mut contexts, trace.layer(index))?;
         }
         for sequence in &mut sequences {
             sequence.cache.advance(sequence.rows);
@@ -238,7 +237,7 @@ impl Decoder {
         };
         trace.record_final_norm(|| self.norm.forward(x.clone()));
         let head = self.head.as_ref().unwrap_or(self.embedding.table());
-        let [logits] = Matrix::forward_normed([head], x, self.norm.parts());
+        let [logits] = Matrix::forward_normed([head], x, self.norm.parts())?;
         Ok(Some(logits))
     }
 
@@ -271,19 +270,12 @@ impl Decoder {
                 SegmentInput::Embeddings { vectors, images } => {
                     let shift = |image: &Range<usize>| image.start + position..image.end + position;
                     let images = images.iter().map(shift).collect();
-                    SequenceInput::Vectors { values: super::trace::read(vectors.clone())?, images }
+                    SequenceInput::Vectors { values: device::read(vectors.clone())?, images }
                 }
             };
             counts.push(segment_tokens(&segment.input));
-            let (cache_layers, model_layers) = (segment.cache.layer_count(), self.blocks.len());
-            let other = CacheError::OtherModel { cache_layers, model_layers };
-            let cache = segment.cache.on_device().ok_or(other)?;
-            let (kv_heads, head_dim) = (self.config.num_key_value_heads, self.config.head_dim);
-            let shape = (kv_heads, head_dim, format!("{:?}", self.device));
-            // Kernels index with the cache's sizes.
-            if cache.shape() != shape {
-                return Err(CacheError::OtherHeads { cache: cache.shape(), model: shape }.into());
-            }
+            let elsewhere = ForwardError::Bug { what: "a GPU's cache lies in tensors" };
+            let cache = segment.cache.on_device().ok_or(elsewhere)?;
             sequences.push(Sequence { input, position, cache });
         }
         let rows = gpu.forward(&mut sequences, logits)?;
@@ -308,7 +300,7 @@ impl Decoder {
         for segment in segments.iter_mut() {
             let position = segment.cache.len();
             let (x, images) = match &segment.input {
-                SegmentInput::Ids(ids) => (self.embedding.forward(ids), Vec::new()),
+                SegmentInput::Ids(ids) => (self.embedding.forward(ids)?, Vec::new()),
                 SegmentInput::Embeddings { vectors, images } => {
                     let shift = |r: &Range<usize>| r.start + position..r.end + position;
                     (vectors.clone(), images.iter().map(shift).collect())
@@ -338,10 +330,8 @@ impl Decoder {
                 ids.len()
             }
             SegmentInput::Embeddings { vectors, images } => {
-                let [tokens, width] = vectors.dims();
-                if width != self.config.hidden_size {
-                    return Err(ForwardError::WrongWidth { expected: self.config.hidden_size, found: width });
-                }
+                self.check_vectors(vectors)?;
+                let tokens = vectors.dims()[0];
                 if let Some(image) = images.iter().find(|r| r.start >= r.end || r.end > tokens) {
                     return Err(ForwardError::ImageOutOfRange { image: image.clone(), tokens });
                 }
@@ -352,16 +342,30 @@ impl Decoder {
             return Err(ForwardError::EmptyInput);
         }
         let cache = &*segment.cache;
-        if cache.layer_count() != self.blocks.len() {
-            let (cache_layers, model_layers) = (cache.layer_count(), self.blocks.len());
-            return Err(CacheError::OtherModel { cache_layers, model_layers }.into());
-        }
+        // Kernels index with the cache's sizes.
+        cache.check(&self.config, &self.device)?;
         if count > cache.chunk() {
             return Err(CacheError::ChunkTooLong { count, chunk: cache.chunk() }.into());
         }
         if count > cache.remaining() {
             let (len, capacity) = (cache.len(), cache.capacity());
             return Err(CacheError::Full { count, len, capacity }.into());
+        }
+        Ok(())
+    }
+
+    /// Whether vectors that stand for tokens are such that can enter the first layer.
+    pub(crate) fn check_vectors(&self, vectors: &Tensor<2>) -> Result<(), ForwardError> {
+        let (expected, found) = (self.config.hidden_size, vectors.dims()[1]);
+        if found != expected {
+            return Err(ForwardError::WrongWidth { expected, found });
+        }
+        if vectors.dtype() != DType::F32 {
+            return Err(ForwardError::WrongDtype { found: vectors.dtype() });
+        }
+        if vectors.device() != self.device {
+            let (expected, found) = (format!("{:?}", self.device), format!("{:?}", vectors.device()));
+            return Err(ForwardError::OtherDevice { expected, found });
         }
         Ok(())
     }
@@ -376,11 +380,12 @@ impl Decoder {
 }
 
 impl Row<'_> {
-    fn context(&mut self, layer: usize, kind: LayerType) -> Option<AttentionContext<'_>> {
-        Some(AttentionContext {
+    fn context(&mut self, layer: usize, kind: LayerType) -> Result<AttentionContext<'_>, ForwardError> {
+        let missing = ForwardError::Bug { what: "a cache lacks a layer that it was checked for" };
+        Ok(AttentionContext {
             first_row: self.first_row,
             rows: self.rows,
-            cache: self.cache.layer(layer)?,
+            cache: self.cache.layer(layer).ok_or(missing)?,
             visibility: match kind {
                 LayerType::FullAttention => &self.global,
                 LayerType::SlidingAttention => &self.local,

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use crate::device::DeviceFailed;
 use crate::matrix::Matrix;
 
 /// The token embedding table \[vocab, hidden\].
@@ -19,8 +20,8 @@ impl Embedding {
     }
 
     /// Rows of the table, scaled: `ids` \[tokens\] → \[tokens, hidden\].
-    pub(super) fn forward(&self, ids: &[u32]) -> Tensor<2> {
-        self.table.rows(ids) * self.scale
+    pub(super) fn forward(&self, ids: &[u32]) -> Result<Tensor<2>, DeviceFailed> {
+        Ok(self.table.rows(ids)? * self.scale)
     }
 
     pub(super) fn table(&self) -> &Matrix {

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 
 use super::norm::RmsNorm;
 use super::trace::LayerTrace;
+use crate::device::DeviceFailed;
 use crate::matrix::Matrix;
 
 /// Feed-forward layer of one block.
@@ -22,14 +23,14 @@ impl FeedForward {
         pre_norm: &RmsNorm,
         post_norm: &RmsNorm,
         trace: &mut LayerTrace<'_>,
-    ) -> Tensor<2> {
-        trace.record_with("pre_feedforward_layernorm", || pre_norm.forward(x.clone()));
-        let gated = Matrix::forward_gated(&self.gate_proj, &self.up_proj, x.clone(), pre_norm.parts());
+    ) -> Result<Tensor<2>, DeviceFailed> {
+        trace.record_with("pre_feedforward_layernorm", || Ok(pre_norm.forward(x.clone())))?;
+        let gated = Matrix::forward_gated(&self.gate_proj, &self.up_proj, x.clone(), pre_norm.parts())?;
         // gated: [tokens, intermediate]
-        trace.record_with("mlp", || self.down_proj.forward(gated.clone()));
+        trace.record_with("mlp", || self.down_proj.forward(gated.clone()))?;
         trace.record_with("post_feedforward_layernorm", || {
-            post_norm.forward(self.down_proj.forward(gated.clone()))
-        });
+            Ok(post_norm.forward(self.down_proj.forward(gated.clone())?))
+        })?;
         self.down_proj.forward_norm_add(gated, post_norm.parts(), x)
     }
 }

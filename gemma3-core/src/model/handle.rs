@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::decoder::{Decoder, Logits, Segment};
 use super::load::{self, LoadError, LoadOptions};
-use super::trace::{self, Trace};
+use super::trace::Trace;
 use crate::cache::{CacheError, CacheOptions, KvCache};
 use crate::checkpoint::Checkpoint;
 use crate::config::{GenerationConfig, ModelConfig};
+use crate::device::{self, DeviceFailed};
 use crate::threads::Threads;
 
 /// Why a forward pass was refused or failed.
@@ -58,17 +59,37 @@ pub enum ForwardError {
     /// The cache cannot take the tokens.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// Vectors that are no numbers of f32.
+    #[error("the embeddings are of {found:?}, expected F32; cast the tensor")]
+    WrongDtype {
+        /// What they are of.
+        found: DType,
+    },
+    /// Vectors that lie on another device than the model.
+    #[error("the embeddings lie on {found}, the model on {expected}; move the tensor with `to_device`")]
+    OtherDevice {
+        /// The model's device.
+        expected: String,
+        /// That of the vectors.
+        found: String,
+    },
     /// The device failed, for instance for lack of memory.
     #[error("the device failed: {reason}")]
     Device {
         /// What the backend said.
         reason: String,
     },
+    /// A state that this library rules out: not the caller's fault.
+    #[error("a bug in gemma3: {what}; please report it, with the model, the device and the options used")]
+    Bug {
+        /// What was found that cannot be.
+        what: &'static str,
+    },
 }
 
-impl ForwardError {
-    pub(crate) fn device(error: &dyn std::fmt::Display) -> Self {
-        Self::Device { reason: error.to_string() }
+impl From<DeviceFailed> for ForwardError {
+    fn from(DeviceFailed { reason }: DeviceFailed) -> Self {
+        Self::Device { reason }
     }
 }
 
@@ -223,7 +244,7 @@ impl Model {
             return Ok(Vec::new());
         };
         let rows = logits.dims()[0];
-        let values = trace::read(logits)?;
+        let values = device::read(logits)?;
         if rows == 1 {
             return Ok(vec![values]);
         }

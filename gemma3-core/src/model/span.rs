@@ -27,7 +27,7 @@ impl EmbeddedSpan {
 
     /// The positions.
     pub fn range(&self) -> Range<usize> {
-        self.start..self.start + self.len()
+        self.start..self.start.saturating_add(self.len()) // The start is the application's.
     }
 
     /// The same vectors at another start.

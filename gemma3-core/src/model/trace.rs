@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
+
+use super::ForwardError;
+use crate::device::{self, DeviceFailed};
 
 /// A place in the decoder whose activations can be recorded. T = tokens of the pass.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,8 +46,8 @@ impl TracedTensor {
     /// # Errors
     ///
     /// When the device fails.
-    pub fn to_vec(&self) -> Result<Vec<f32>, super::ForwardError> {
-        read(self.values.clone())
+    pub fn to_vec(&self) -> Result<Vec<f32>, ForwardError> {
+        Ok(device::read(self.values.clone())?)
     }
 }
 
@@ -130,14 +133,21 @@ pub(super) struct LayerTrace<'a> {
 
 impl LayerTrace<'_> {
     pub(super) fn record(&mut self, name: &'static str, tensor: &Tensor<2>) {
-        self.record_with(name, || tensor.clone());
+        if self.details {
+            self.trace.insert(Activation::Detail(self.index, name), tensor);
+        }
     }
 
     /// Records what a fused operation has no tensor of, computed for the trace alone.
-    pub(super) fn record_with(&mut self, name: &'static str, tensor: impl FnOnce() -> Tensor<2>) {
+    pub(super) fn record_with(
+        &mut self,
+        name: &'static str,
+        tensor: impl FnOnce() -> Result<Tensor<2>, DeviceFailed>,
+    ) -> Result<(), DeviceFailed> {
         if self.details {
-            self.trace.insert(Activation::Detail(self.index, name), &tensor());
+            self.trace.insert(Activation::Detail(self.index, name), &tensor()?);
         }
+        Ok(())
     }
 
     /// Records \[tokens, heads * head_dim\] as \[heads, tokens, head_dim\].
@@ -155,10 +165,14 @@ impl LayerTrace<'_> {
         }
     }
 
-    pub(super) fn record_probabilities(&mut self, probabilities: impl FnOnce() -> Tensor<3>) {
+    pub(super) fn record_probabilities(
+        &mut self,
+        probabilities: impl FnOnce() -> Result<Tensor<3>, DeviceFailed>,
+    ) -> Result<(), DeviceFailed> {
         if self.details {
-            self.trace.insert(Activation::Detail(self.index, "probs"), &probabilities());
+            self.trace.insert(Activation::Detail(self.index, "probs"), &probabilities()?);
         }
+        Ok(())
     }
 
     pub(super) fn record_layer_output(&mut self, x: &Tensor<2>) {
@@ -166,14 +180,4 @@ impl LayerTrace<'_> {
             self.trace.insert(Activation::Layer(self.index), x);
         }
     }
-}
-
-/// Reads a tensor of f32 back to the host.
-pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, super::ForwardError> {
-    #[cfg(feature = "cube")]
-    let data = crate::ops::cube::stream::waiting(|| tensor.try_into_data());
-    #[cfg(not(feature = "cube"))]
-    let data = tensor.try_into_data();
-    let data: TensorData = data.map_err(|error| super::ForwardError::device(&error))?;
-    data.try_into_vec::<f32>().map_err(|error| super::ForwardError::Device { reason: format!("{error:?}") })
 }

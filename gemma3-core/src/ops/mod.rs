@@ -68,6 +68,13 @@ fn is_accelerated<const D: usize>(tensor: &Tensor<D>) -> bool {
     is_flex(&tensor.device()) && tensor.dtype() == burn::tensor::DType::F32
 }
 
+/// Whether flex's own operations read and write a cache of this dtype.
+#[cfg(feature = "flex")]
+fn reads_cache(cache: &Tensor<3>) -> bool {
+    use burn::tensor::DType;
+    is_flex(&cache.device()) && matches!(cache.dtype(), DType::F32 | DType::BF16 | DType::F16)
+}
+
 /// An RMS normalization: the multiplier \[width\], and what is added to the mean square.
 #[derive(Debug, Clone, Copy)]
 pub struct Norm<'a> {
@@ -165,7 +172,7 @@ pub fn norm_rope(x: Tensor<2>, norm: Norm<'_>, cos: &Tensor<3>, sin: &Tensor<3>,
 /// Definition: [`portable::write_cache`].
 pub fn write_cache(cache: Tensor<3>, rows: Tensor<2>, position: usize) -> Tensor<3> {
     #[cfg(feature = "flex")]
-    if is_accelerated(&rows) && is_flex(&cache.device()) {
+    if is_accelerated(&rows) && reads_cache(&cache) {
         let (cache, rows) = (cache.into_dispatch(), rows.into_dispatch());
         return Tensor::from_dispatch(<Dispatch as DecoderOps>::write_cache(cache, rows, position));
     }
@@ -186,7 +193,7 @@ pub fn cached_attention(
     visibility: &Visibility,
 ) -> Tensor<2> {
     #[cfg(feature = "flex")]
-    if is_accelerated(&q) && is_flex(&keys.device()) {
+    if is_accelerated(&q) && reads_cache(keys) && keys.dtype() == values.dtype() {
         let (keys, values) = (keys.clone().into_dispatch(), values.clone().into_dispatch());
         let over = CachedAttention { heads, visibility: visibility.clone() };
         let out = <Dispatch as DecoderOps>::cached_attention(q.into_dispatch(), keys, values, over);

@@ -3,6 +3,8 @@
 use burn::tensor::Tensor;
 use gemma3_core::ops;
 
+use crate::error::VisionError;
+
 use super::Linear;
 
 #[derive(Debug, Clone)]
@@ -22,44 +24,39 @@ impl Attention {
     ///
     /// The scores of an image of 4,096 patches would be 16 x 4,096 x 4,096; they are never held at once
     /// ([`ops::attention`]).
-    pub(crate) fn forward(&self, x: Tensor<2>, images: usize) -> Tensor<2> {
-        let [q, k, v] = Linear::forward_each([&self.q_proj, &self.k_proj, &self.v_proj], x);
+    pub(crate) fn forward(&self, x: Tensor<2>, images: usize) -> Result<Tensor<2>, VisionError> {
+        let [q, k, v] = Linear::forward_each([&self.q_proj, &self.k_proj, &self.v_proj], x)?;
         let head_dim = q.dims()[1] / self.heads;
         let scale = (head_dim as f32).powf(-0.5);
         #[cfg(feature = "cube")]
-        if let Some(gpu) = &self.exact
-            && let Some(attended) = attend_by(gpu, [&q, &k, &v], self.heads, images, scale)
-        {
-            return self.out_proj.forward(attended);
+        if let Some(gpu) = &self.exact {
+            let attended = attend_by(gpu, [q, k, v], self.heads, images, scale)?;
+            return Ok(self.out_proj.forward(attended)?);
         }
-        self.out_proj.forward(ops::attention(q, k, v, self.heads, images, scale))
+        Ok(self.out_proj.forward(ops::attention(q, k, v, self.heads, images, scale))?)
     }
 }
 
-/// [`ops::attention`] by a kernel in f32, image by image; `None` if the device fails.
+/// [`ops::attention`] by a kernel in f32, image by image.
 #[cfg(feature = "cube")]
 fn attend_by(
     gpu: &gemma3_core::gpu::Gpu,
-    heads_of: [&Tensor<2>; 3],
+    heads_of: [Tensor<2>; 3],
     heads: usize,
     images: usize,
     scale: f32,
-) -> Option<Tensor<2>> {
+) -> Result<Tensor<2>, VisionError> {
     use burn::tensor::TensorData;
-    use gemma3_core::device::waiting;
+    use gemma3_core::device::read;
 
-    let ([rows, width], device) = (heads_of[0].dims(), heads_of[0].device());
-    let values = heads_of.map(|tensor| {
-        let data = waiting(|| tensor.clone().try_into_data()).ok()?;
-        data.convert::<f32>().try_into_vec::<f32>().ok()
-    });
-    let [Some(q), Some(k), Some(v)] = values else { return None };
+    let [q, k, v] = heads_of;
+    let ([rows, width], device) = (q.dims(), q.device());
+    let (q, k, v) = (read(q)?, read(k)?, read(v)?);
     let each = rows / images.max(1) * width;
     let mut attended = Vec::with_capacity(q.len());
     for ((q, k), v) in q.chunks_exact(each).zip(k.chunks_exact(each)).zip(v.chunks_exact(each)) {
-        let [q, k, v] = [q, k, v].map(|values| gpu.upload(values, width).ok());
-        let out = gpu.attention([&q?, &k?, &v?], heads, scale).ok()?;
-        attended.extend(gpu.download(&out).ok()?);
+        let (q, k, v) = (gpu.upload(q, width)?, gpu.upload(k, width)?, gpu.upload(v, width)?);
+        attended.extend(gpu.download(&gpu.attention([&q, &k, &v], heads, scale)?)?);
     }
-    Some(Tensor::from_data(TensorData::new(attended, [rows, width]), &device))
+    Ok(Tensor::from_data(TensorData::new(attended, [rows, width]), &device))
 }

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::{Attention, LayerNorm, Mlp};
+use crate::error::VisionError;
 
 #[derive(Debug, Clone)]
 pub(crate) struct EncoderLayer {
@@ -14,8 +15,8 @@ pub(crate) struct EncoderLayer {
 
 impl EncoderLayer {
     /// `x` \[images * patches, hidden\] → the same shape.
-    pub(crate) fn forward(&self, x: Tensor<2>, images: usize) -> Tensor<2> {
-        let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), images);
-        x.clone() + self.mlp.forward(self.layer_norm2.forward(x))
+    pub(crate) fn forward(&self, x: Tensor<2>, images: usize) -> Result<Tensor<2>, VisionError> {
+        let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), images)?;
+        Ok(x.clone() + self.mlp.forward(self.layer_norm2.forward(x))?)
     }
 }

@@ -1,6 +1,7 @@
 //! The feed-forward layer: `fc2(gelu_tanh(fc1(x)))`.
 
 use burn::tensor::Tensor;
+use gemma3_core::device::DeviceFailed;
 use gemma3_core::ops;
 
 use super::Linear;
@@ -13,8 +14,8 @@ pub(crate) struct Mlp {
 
 impl Mlp {
     /// \[rows, hidden\] → \[rows, hidden\].
-    pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let x = ops::bias_gelu(self.fc1.product(x), &self.fc1.bias); // [rows, intermediate]
+    pub(crate) fn forward(&self, x: Tensor<2>) -> Result<Tensor<2>, DeviceFailed> {
+        let x = ops::bias_gelu(self.fc1.product(x)?, &self.fc1.bias); // [rows, intermediate]
         self.fc2.forward(x)
     }
 }

@@ -2,6 +2,7 @@
 //! pixels of each patch, plus a learned vector for each position.
 
 use burn::tensor::Tensor;
+use gemma3_core::device::DeviceFailed;
 
 use super::Linear;
 
@@ -17,7 +18,7 @@ pub(crate) struct PatchEmbedding {
 impl PatchEmbedding {
     /// `pixels` \[images, channels, side, side\] → \[images * patches, hidden\], the patches of an image row
     /// by row.
-    pub(crate) fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
+    pub(crate) fn forward(&self, pixels: Tensor<4>) -> Result<Tensor<2>, DeviceFailed> {
         let [images, channels, height, width] = pixels.dims();
         let patch = self.patch_size;
         let (rows, columns) = (height / patch, width / patch);
@@ -25,9 +26,9 @@ impl PatchEmbedding {
             .reshape([images, channels, rows, patch, columns, patch])
             .permute([0, 2, 4, 1, 3, 5]) // [images, rows, columns, channels, patch, patch]
             .reshape([images * rows * columns, channels * patch * patch]);
-        let embedded = self.projection.forward(patches);
+        let embedded = self.projection.forward(patches)?;
         let [all, hidden] = embedded.dims();
         let by_image = embedded.reshape([images, rows * columns, hidden]);
-        (by_image + self.position.clone().unsqueeze::<3>()).reshape([all, hidden])
+        Ok((by_image + self.position.clone().unsqueeze::<3>()).reshape([all, hidden]))
     }
 }

@@ -3,7 +3,8 @@
 use burn::tensor::Tensor;
 
 use super::{EncoderLayer, LayerNorm, PatchEmbedding};
-use crate::stages::{Observer, Stage};
+use crate::error::VisionError;
+use crate::stages::{Observer, Stage, show};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Tower {
@@ -13,18 +14,21 @@ pub(crate) struct Tower {
 }
 
 impl Tower {
-    /// `pixels` \[images, channels, side, side\] → \[images * patches, hidden\]; `None` if the observer said
-    /// to stop.
-    pub(crate) fn forward(&self, pixels: Tensor<4>, observe: Observer<'_>) -> Option<Tensor<2>> {
+    /// `pixels` \[images, channels, side, side\] → \[images * patches, hidden\].
+    ///
+    /// # Errors
+    ///
+    /// [`VisionError::Cancelled`] if the observer said to stop, and a device that fails.
+    pub(crate) fn forward(&self, pixels: Tensor<4>, observe: Observer<'_>) -> Result<Tensor<2>, VisionError> {
         let images = pixels.dims()[0];
-        let mut x = self.embeddings.forward(pixels);
-        observe(Stage::Embeddings, &x).is_continue().then_some(())?;
+        let mut x = self.embeddings.forward(pixels)?;
+        show(observe, Stage::Embeddings, &x)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, images);
-            observe(Stage::Layer(index), &x).is_continue().then_some(())?;
+            x = layer.forward(x, images)?;
+            show(observe, Stage::Layer(index), &x)?;
         }
         let x = self.post_layernorm.forward(x);
-        observe(Stage::PostLayernorm, &x).is_continue().then_some(())?;
-        Some(x)
+        show(observe, Stage::PostLayernorm, &x)?;
+        Ok(x)
     }
 }

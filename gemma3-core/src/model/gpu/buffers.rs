@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cubecl::server::Handle;
 
 use super::GpuDecoder;
+use crate::model::ForwardError;
 use crate::ops::cube::gemm::{Rows, part_count, scratch_bytes};
 use crate::ops::cube::packed::PackedMatrix;
 
@@ -29,7 +30,7 @@ pub(super) struct Buffers {
     /// \[rows, intermediate\].
     pub(super) gated: Handle,
     /// Where matrices of one input have different formats: their products, before they lie side by side.
-    pub(super) apart: Option<Apart>,
+    apart: Option<Apart>,
     /// Where products of many rows are made: their inputs.
     pub(super) inputs: Option<Inputs>,
 }
@@ -57,6 +58,13 @@ pub(super) struct Inputs {
 }
 
 impl Buffers {
+    /// Where products of single matrices go, which there is where matrices of one input have different formats.
+    pub(super) fn apart(&self) -> Result<&Apart, ForwardError> {
+        self.apart
+            .as_ref()
+            .ok_or(ForwardError::Bug { what: "matrices lie apart, but not what they multiply to" })
+    }
+
     /// Those of passes of up to so many rows.
     pub(super) fn new(decoder: &GpuDecoder, rows: usize) -> Self {
         Self::with_parts(decoder, rows, Parts { qkv: 1, branch: 1 })

@@ -57,15 +57,13 @@ impl GpuDecoder {
         let rows: usize = sequences.iter().map(|sequence| sequence.rows(&self.sizes)).sum();
         let handles = {
             let mut shared = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-            if shared.as_ref().is_none_or(|buffers| buffers.rows < rows) {
-                *shared = None; // Their memory first.
-                *shared = Some(Buffers::new(self, rows.next_multiple_of(ROWS)));
-            }
-            let Some(buffers) = shared.as_ref() else { return Ok(None) };
-            self.launch_pass(sequences, logits, buffers, rows)
+            // What is too small is given back first.
+            let large_enough = shared.take().filter(|buffers| buffers.rows >= rows);
+            let buffers = large_enough.unwrap_or_else(|| Buffers::new(self, rows.next_multiple_of(ROWS)));
+            self.launch_pass(sequences, logits, shared.insert(buffers), rows)?
         };
         // Read after the lock is given back: others may enqueue meanwhile.
-        handles.map(|handle| self.stream.download(&handle)).transpose().map_err(Into::into)
+        Ok(handles.map(|handle| self.stream.download(&handle)).transpose()?)
     }
 
     /// Lengths of passes of one sequence, the longest first, that between them launch every kernel that passes of up
@@ -121,7 +119,7 @@ impl GpuDecoder {
         logits: Logits,
         buffers: &Buffers,
         rows: usize,
-    ) -> Option<Handle> {
+    ) -> Result<Option<Handle>, ForwardError> {
         let hidden = self.sizes.hidden;
         let ids: Vec<u32> = sequences.iter().flat_map(|sequence| sequence.ids(hidden)).collect();
         self.launch_embedding(&self.stream.upload_words(&ids), buffers, rows);
@@ -137,13 +135,13 @@ impl GpuDecoder {
             first_row += chunk.rows;
             chunks.push(chunk);
         }
-        let residual = self.launch_layers(&Tokens::Chunks(&chunks), buffers, rows);
+        let residual = self.launch_layers(&Tokens::Chunks(&chunks), buffers, rows)?;
         let wanted: Vec<u32> = match logits {
-            Logits::None => return None,
+            Logits::None => return Ok(None),
             Logits::All => (0..rows as u32).collect(),
             Logits::Last => chunks.iter().map(|chunk| (chunk.first_row + chunk.rows - 1) as u32).collect(),
         };
-        Some(self.launch_logits(&residual, &wanted, buffers, rows))
+        Ok(Some(self.launch_logits(&residual, &wanted, buffers, rows)))
     }
 
     /// The logits of some rows, \[wanted, vocab\].
@@ -200,7 +198,7 @@ impl GpuDecoder {
         ChunkRows {
             first_row,
             rows,
-            position: self.stream.upload_words(&[sequence.position as u32]),
+            positions: self.stream.upload_words(&[sequence.position as u32, rows as u32]),
             local_visible: visible(Some(self.sizes.window)),
             global_visible: visible(None),
             cache,

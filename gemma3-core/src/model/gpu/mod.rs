@@ -15,7 +15,11 @@
 //! | `step` | one token: recorded once, replayed for every token |
 //! | `sampled` | steps that choose their tokens on the device |
 
+#[cfg(all(test, feature = "wgpu"))]
+mod browser_tests;
 mod buffers;
+#[cfg(test)]
+mod failure_tests;
 mod forward;
 mod pass;
 mod sampled;
@@ -35,6 +39,7 @@ use cubecl::server::ServerError;
 use super::ForwardError;
 use super::decoder::Decoder;
 use crate::config::TextConfig;
+use crate::device::DeviceFailed;
 use crate::ops::Precision;
 use crate::ops::cube::gemm::Processor;
 use crate::ops::cube::matvec::Machine;
@@ -140,6 +145,6 @@ impl GpuDecoder {
 
 impl From<ServerError> for ForwardError {
     fn from(error: ServerError) -> Self {
-        Self::device(&error)
+        DeviceFailed::from(error).into()
     }
 }

@@ -2,11 +2,12 @@
 
 use cubecl::server::Handle;
 
-use super::buffers::{Buffers, Inputs};
+use super::buffers::{Apart, Buffers, Inputs};
 use super::weights::{LayerWeights, Projections};
 use super::{GpuDecoder, Sizes};
 use crate::cache::LayerBuffers;
 use crate::config::LayerType;
+use crate::model::ForwardError;
 use crate::ops::cube::attention::{
     Chunk, ChunkHeads, DecodeAttention, DecodeStep, PrefillAttention, PrefillBuffers, PrefillPath,
     combine_splits, decode_attention, norm_rope_cache_chunk, prefill_attention,
@@ -40,8 +41,8 @@ pub(super) struct Step<'a> {
 pub(super) struct ChunkRows<'a> {
     pub(super) first_row: usize,
     pub(super) rows: usize,
-    /// Position of the first, u32 \[1\].
-    pub(super) position: Handle,
+    /// Position of the first, and how many there are, u32 \[2\].
+    pub(super) positions: Handle,
     /// First and end of the positions that each row sees, u32 \[rows, 2\], in local layers and in global ones.
     pub(super) local_visible: Handle,
     pub(super) global_visible: Handle,
@@ -80,8 +81,8 @@ struct Pass<'a> {
 enum Operand<'a> {
     /// f32 rows.
     Floats(&'a Handle),
-    /// What stands in its place among the [`Inputs`] already.
-    Written,
+    /// What stands in its place among the inputs already.
+    Written(&'a Inputs),
 }
 
 impl<'a> Residual<'a> {
@@ -134,7 +135,7 @@ impl GpuDecoder {
         tokens: &Tokens<'_>,
         buffers: &'a Buffers,
         rows: usize,
-    ) -> Residual<'a> {
+    ) -> Result<Residual<'a>, ForwardError> {
         let eps = self.sizes.eps;
         let [x, next] = &buffers.stream;
         let mut residual = Residual { x, next, branch: &buffers.branch, branch_parts: 1, branch_norm: None };
@@ -143,7 +144,7 @@ impl GpuDecoder {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.normalize(&residual, &layer.input_norm, pass);
             let input = residual.input(&layer.input_norm, eps);
-            let parts = self.project(input, &layer.qkv, pass);
+            let parts = self.project(input, &layer.qkv, pass)?;
             residual.advance();
             let attended = match tokens {
                 Tokens::Step(step) => self.attend_step(layer, &step.cache[index], step, pass, parts),
@@ -155,11 +156,11 @@ impl GpuDecoder {
 
             self.normalize(&residual, &layer.pre_feedforward_norm, pass);
             let input = residual.input(&layer.pre_feedforward_norm, eps);
-            residual.branch_parts = self.feed_forward(input, layer, pass);
+            residual.branch_parts = self.feed_forward(input, layer, pass)?;
             residual.advance();
             residual.branch_norm = Some(&layer.post_feedforward_norm);
         }
-        residual
+        Ok(residual)
     }
 
     /// Final norm and head: logits \[rows, vocab\]. `normed` is scratch of \[rows, hidden\], `inputs` the same in
@@ -197,20 +198,31 @@ impl GpuDecoder {
     }
 
     /// Queries, keys and values of the normalized stream; gives the parts in which they lie.
-    fn project(&self, input: Input<'_>, projections: &Projections, pass: Pass<'_>) -> usize {
+    fn project(
+        &self,
+        input: Input<'_>,
+        projections: &Projections,
+        pass: Pass<'_>,
+    ) -> Result<usize, ForwardError> {
         let out = &pass.buffers.qkv;
         match &projections.parts[..] {
-            [qkv] => self.product(input, |inputs| &inputs.normed, qkv, out, pass),
+            [qkv] => Ok(self.product(input, |inputs| &inputs.normed, qkv, out, pass)),
             _ => {
-                self.side_by_side(input, projections, out, pass);
-                1
+                self.side_by_side(input, projections, out, pass.buffers.apart()?, pass);
+                Ok(1)
             }
         }
     }
 
     /// The products of one input with several matrices, side by side in `out`.
-    fn side_by_side(&self, input: Input<'_>, projections: &Projections, out: &Handle, pass: Pass<'_>) {
-        let Some(apart) = &pass.buffers.apart else { return };
+    fn side_by_side(
+        &self,
+        input: Input<'_>,
+        projections: &Projections,
+        out: &Handle,
+        apart: &Apart,
+        pass: Pass<'_>,
+    ) {
         let pass = Pass { divided: false, ..pass };
         let mut column = 0;
         let mut input = input;
@@ -229,7 +241,12 @@ impl GpuDecoder {
     }
 
     /// `gelu(gate) * up` of the normalized stream, and the product with `down`; gives the parts of the branch.
-    fn feed_forward(&self, input: Input<'_>, layer: &LayerWeights, pass: Pass<'_>) -> usize {
+    fn feed_forward(
+        &self,
+        input: Input<'_>,
+        layer: &LayerWeights,
+        pass: Pass<'_>,
+    ) -> Result<usize, ForwardError> {
         let (client, Pass { buffers, rows, .. }) = (self.stream.client(), pass);
         let mut operand = Operand::Floats(&buffers.gated);
         match (&layer.gate_up.parts[..], self.many(buffers, rows)) {
@@ -241,15 +258,15 @@ impl GpuDecoder {
             ([gate_up], Some(inputs)) => {
                 let (out, parts) = (Output::gated(&inputs.gated), inputs.parts.as_ref());
                 linear(client, &self.processor, &inputs.normed, gate_up, out, rows, parts);
-                operand = Operand::Written;
+                operand = Operand::Written(inputs);
             }
             _ => {
-                let Some(apart) = &buffers.apart else { return 1 };
-                self.side_by_side(input, &layer.gate_up, &apart.gate_up, pass);
+                let apart = buffers.apart()?;
+                self.side_by_side(input, &layer.gate_up, &apart.gate_up, apart, pass);
                 gelu_mul(client, &apart.gate_up, &buffers.gated, rows, self.sizes.intermediate);
             }
         }
-        self.multiply(operand, |inputs| &inputs.gated, &layer.down, pass)
+        Ok(self.multiply(operand, |inputs| &inputs.gated, &layer.down, pass))
     }
 
     /// `x Wᵀ` into the branch; gives the parts in which it lies. `place` is that of the operand as products of many
@@ -263,9 +280,7 @@ impl GpuDecoder {
     ) -> usize {
         let branch = &pass.buffers.branch;
         match (operand, self.many(pass.buffers, pass.rows)) {
-            (Operand::Written, Some(inputs)) => self.linear(place(inputs), matrix, branch, inputs, pass),
-            // Nothing but products of many rows writes there.
-            (Operand::Written, None) => 1,
+            (Operand::Written(inputs), _) => self.linear(place(inputs), matrix, branch, inputs, pass),
             (Operand::Floats(x), Some(inputs)) if place(inputs).format == RowFormat::F32 => {
                 self.linear(&Rows::f32(x), matrix, branch, inputs, pass)
             }
@@ -381,10 +396,14 @@ impl GpuDecoder {
         decode_attention(client, attention, over);
         let partial = &step.scratch.partial;
         // As the output product reads it.
-        match self.many(buffers, pass.rows).map(|inputs| &inputs.attended) {
-            Some(rows) if rows.format == RowFormat::Bf16 && rows.format.is_full(sizes.attended()) => {
-                combine_splits(client, attention, partial, rows);
-                Operand::Written
+        let is_written = |inputs: &Inputs| {
+            let format = inputs.attended.format;
+            format == RowFormat::Bf16 && format.is_full(sizes.attended())
+        };
+        match self.many(buffers, pass.rows) {
+            Some(inputs) if is_written(inputs) => {
+                combine_splits(client, attention, partial, &inputs.attended);
+                Operand::Written(inputs)
             }
             _ => {
                 let rows = Rows::f32(&buffers.attended);
@@ -420,10 +439,13 @@ impl GpuDecoder {
         let (qkv, queries) = (&buffers.qkv, &buffers.queries);
         let cache = &chunk.cache[index];
         let path = self.prefill_path(cache);
-        match self.many(buffers, chunk.rows).map(|inputs| &inputs.attended) {
-            Some(rows) if path.row_format(rows.format, self.sizes.attended()) == RowFormat::Bf16 => {
-                self.attend_rows(layer, cache, chunk, [qkv, queries], rows, path);
-                Operand::Written
+        let is_written = |inputs: &Inputs| {
+            path.row_format(inputs.attended.format, self.sizes.attended()) == RowFormat::Bf16
+        };
+        match self.many(buffers, chunk.rows) {
+            Some(inputs) if is_written(inputs) => {
+                self.attend_rows(layer, cache, chunk, [qkv, queries], &inputs.attended, path);
+                Operand::Written(inputs)
             }
             _ => {
                 let out = Rows::f32(&buffers.attended);
@@ -454,7 +476,7 @@ impl GpuDecoder {
             q_scale: &layer.q_norm,
             k_scale: &layer.k_norm,
             inv_freq: self.frequencies(layer.kind),
-            positions: &chunk.position,
+            positions: &chunk.positions,
             queries,
             keys: &cache.keys,
             values: &cache.values,

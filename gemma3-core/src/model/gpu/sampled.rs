@@ -70,6 +70,8 @@ impl SamplingBuffers {
     }
 }
 
+const NOT_BEGUN: ForwardError = ForwardError::Bug { what: "steps go on that never began" };
+
 /// Steps under way.
 pub(super) struct SampledSteps {
     buffers: Arc<SamplingBuffers>,
@@ -128,7 +130,7 @@ impl DecodeStep {
 
     /// Sends a step on its way: the last token is computed, and the next one chosen.
     pub(crate) fn send(&mut self, cache: &mut DeviceCache) -> Result<(), ForwardError> {
-        let Some(buffers) = self.sampled.as_ref().map(|steps| steps.buffers.clone()) else { return Ok(()) };
+        let buffers = self.sampled.as_ref().map(|steps| steps.buffers.clone()).ok_or(NOT_BEGUN)?;
         self.run(cache, Some(&buffers))?;
         // Behind this step and before the next, so that reading waits for this one only.
         let reading = self.decoder().stream.start_reading(&buffers.journal);
@@ -140,8 +142,9 @@ impl DecodeStep {
 
     /// Waits for the oldest step under way and returns the token that it chose for each sequence.
     pub(crate) fn receive(&mut self) -> Result<Vec<Result<u32, Fault>>, ForwardError> {
-        let Some(steps) = &mut self.sampled else { return Ok(Vec::new()) };
-        let Some(reading) = steps.readings.pop_front() else { return Ok(Vec::new()) };
+        let steps = self.sampled.as_mut().ok_or(NOT_BEGUN)?;
+        let none = ForwardError::Bug { what: "a token is waited for, but no step is under way" };
+        let reading = steps.readings.pop_front().ok_or(none)?;
         let words = reading.words()?;
         let plan = steps.buffers.plan;
         let step = steps.read;
@@ -153,6 +156,10 @@ impl DecodeStep {
                 None => Err(journal.and_then(|journal| journal.fault).unwrap_or(Fault::NothingLeft)),
             }
         });
-        Ok(tokens.collect())
+        let tokens: Vec<_> = tokens.collect();
+        match tokens.len() == plan.sequences {
+            true => Ok(tokens),
+            false => Err(ForwardError::Bug { what: "a step has not written a journal for every sequence" }),
+        }
     }
 }

@@ -140,21 +140,27 @@ impl Recorded {
             // with the record. The stream of the decoder is the only one on which any of it is used, and the
             // caller holds the cache exclusively.
             Some(graph) => unsafe { graph.replay()? },
-            None => self.launch(decoder, buffers, layers),
+            None => self.launch(decoder, buffers, layers)?,
         }
         Ok(())
     }
 
-    fn launch(&self, decoder: &GpuDecoder, buffers: &StepBuffers, layers: &[LayerBuffers]) {
+    fn launch(
+        &self,
+        decoder: &GpuDecoder,
+        buffers: &StepBuffers,
+        layers: &[LayerBuffers],
+    ) -> Result<(), ForwardError> {
         let rows = buffers.sequences;
         decoder.launch_embedding(&buffers.tokens, &buffers.pass, rows);
         let step = Step { positions: &buffers.positions, cache: layers, scratch: &self.scratch };
-        let residual = decoder.launch_layers(&Tokens::Step(step), &buffers.pass, rows);
+        let residual = decoder.launch_layers(&Tokens::Step(step), &buffers.pass, rows)?;
         let inputs = buffers.pass.inputs.as_ref().map(|inputs| (&inputs.normed, inputs.parts.as_ref()));
         decoder.launch_head(&residual, &buffers.logits, rows, &buffers.pass.normed, inputs);
         if let Some(sampling) = &self.sampling {
             sampling.launch(decoder.stream.client(), buffers);
         }
+        Ok(())
     }
 
     /// Launches the step once, which also compiles its kernels, and records it for the next time.
@@ -168,7 +174,7 @@ impl Recorded {
         // A stream records one step at a time.
         let _turn = decoder.records.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = client.graph_prepare().is_ok();
-        self.launch(decoder, buffers, layers);
+        self.launch(decoder, buffers, layers)?;
         if !prepared {
             return Ok(());
         }
@@ -177,18 +183,18 @@ impl Recorded {
         let record = || {
             if client.start_capture().is_err() {
                 let _ = client.stop_capture(); // It is no longer prepared.
-                return None;
+                return Ok(None);
             }
-            self.launch(decoder, buffers, layers);
+            let launched = self.launch(decoder, buffers, layers);
             let recorded = client.stop_capture();
             if recorded.is_err() {
                 // What went wrong may have kept it from ending the record, and a stream that goes on recording fails
                 // whoever waits for the device.
                 let _ = client.stop_capture();
             }
-            recorded.ok()
+            launched.map(|()| recorded.ok())
         };
-        self.graph = recording(|| client.exclusive(record))?;
+        self.graph = recording(|| client.exclusive(record))??;
         Ok(())
     }
 }

@@ -76,13 +76,10 @@ impl Projections {
 
 impl Weights {
     pub(super) fn of(decoder: &Decoder, stream: &Stream) -> Result<Self, ForwardError> {
-        let missing = || ForwardError::Device { reason: "a matrix does not lie on the device".to_owned() };
+        let missing = || ForwardError::Bug { what: "a matrix of a GPU's decoder lies elsewhere" };
         let one = |matrix: &Matrix| DeviceMatrix::whole_stack(&[matrix]).ok_or_else(missing);
         let several = |matrices: &[&Matrix]| Projections::of(matrices).ok_or_else(missing);
-        let norm = |norm: &RmsNorm| {
-            let uploaded = stream.upload_tensor(norm.parts().scale.clone());
-            uploaded.map_err(|reason| ForwardError::Device { reason })
-        };
+        let norm = |norm: &RmsNorm| stream.upload_tensor(norm.parts().scale.clone());
         let layers = decoder.blocks.iter().map(|block| {
             let (attention, feed_forward) = (&block.attention, &block.feed_forward);
             Ok(LayerWeights {

@@ -157,14 +157,15 @@ impl DecoderOps for Flex {
 
     fn write_cache(mut cache: FlexTensor, rows: FlexTensor, position: usize) -> FlexTensor {
         let rows = rows.to_contiguous();
-        let &[kv_heads, slots, head_dim] = &cache.layout().shape()[..] else { return cache };
+        let [kv_heads, slots, head_dim] = cache_sizes(&cache);
         let rows = values(&rows);
         match cache.dtype() {
             DType::BF16 => {
                 write_rows(rows, cache.storage_mut::<bf16>(), kv_heads, slots, head_dim, position);
             }
             DType::F16 => write_rows(rows, cache.storage_mut::<f16>(), kv_heads, slots, head_dim, position),
-            _ => write_rows(rows, cache.storage_mut::<f32>(), kv_heads, slots, head_dim, position),
+            DType::F32 => write_rows(rows, cache.storage_mut::<f32>(), kv_heads, slots, head_dim, position),
+            other => unreachable!("{NO_CACHE} of {other:?}"),
         }
         cache
     }
@@ -181,7 +182,8 @@ impl DecoderOps for Flex {
         match keys.dtype() {
             DType::BF16 => attend::<bf16>(&q, &keys, &cached_values, &mut out, &over),
             DType::F16 => attend::<f16>(&q, &keys, &cached_values, &mut out, &over),
-            _ => attend::<f32>(&q, &keys, &cached_values, &mut out, &over),
+            DType::F32 => attend::<f32>(&q, &keys, &cached_values, &mut out, &over),
+            other => unreachable!("{NO_CACHE} of {other:?}"),
         }
         out
     }
@@ -196,7 +198,7 @@ fn attend<E: CacheElement + Element + Pod>(
     over: &CachedAttention,
 ) {
     let (keys_data, values_data) = (keys.to_contiguous(), cached_values.to_contiguous());
-    let &[kv_heads, slots, head_dim] = &keys.layout().shape()[..] else { return };
+    let [kv_heads, slots, head_dim] = cache_sizes(keys);
     let queries = Queries {
         values: values(q),
         heads: over.heads,
@@ -204,8 +206,8 @@ fn attend<E: CacheElement + Element + Pod>(
         visible: over.visibility.visible_keys(),
     };
     let cache = KeysAndValues {
-        keys: keys_data.as_slice::<E>().unwrap_or_default(),
-        values: values_data.as_slice::<E>().unwrap_or_default(),
+        keys: keys_data.as_slice::<E>().expect(ONE_DTYPE),
+        values: values_data.as_slice::<E>().expect(ONE_DTYPE),
         kv_heads,
         slots,
         head_dim,
@@ -260,9 +262,20 @@ fn dims(tensor: &FlexTensor) -> [usize; 2] {
     [shape[0], shape[1]]
 }
 
+/// Heads, slots and width of a head of a cache.
+fn cache_sizes(cache: &FlexTensor) -> [usize; 3] {
+    let shape = cache.layout().shape();
+    [shape[0], shape[1], shape[2]]
+}
+
+/// Why caches have a dtype that is known here: [`super::reads_cache`] lets no other come.
+const NO_CACHE: &str = "no implementation for a cache";
+/// The same, of both halves of a cache.
+const ONE_DTYPE: &str = "keys and values of one dtype, contiguous";
+
 /// The elements of a contiguous tensor, which may be a window into a larger buffer.
 fn values(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice().unwrap_or_default()
+    tensor.as_slice().expect("f32, as the module says, and contiguous, as every function here makes it")
 }
 
 /// The tensor with a buffer of just its elements, to be written.

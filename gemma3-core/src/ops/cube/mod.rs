@@ -29,4 +29,4 @@ pub mod reduce;
 pub mod sampling;
 pub(crate) mod stream;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -13,6 +13,8 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::{Handle, ServerError};
 
+use crate::device::{DeviceFailed, read};
+
 /// A client whose commands go to one stream, whatever thread they come from. A recorded step has to be replayed
 /// on the stream that it was recorded on, and what it reads has to be written there; so everything that belongs
 /// to a model goes through its stream.
@@ -45,8 +47,9 @@ type ReadBytes = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ServerError>> + 
 
 /// A buffer on its way to the host.
 pub(crate) struct Reading {
-    /// `None` once it has been waited for.
-    bytes: Option<ReadBytes>,
+    bytes: ReadBytes,
+    /// Whether it has arrived.
+    done: bool,
     /// What the future borrows.
     _client: Arc<Client>,
 }
@@ -54,17 +57,18 @@ pub(crate) struct Reading {
 impl Reading {
     /// Waits for the words.
     pub(crate) fn words(mut self) -> Result<Vec<u32>, ServerError> {
-        let Some(bytes) = self.bytes.take() else { return Ok(Vec::new()) };
-        let bytes = waiting(|| cubecl::future::block_on(bytes))?;
-        Ok(bytes.first().map_or_else(Vec::new, |bytes| u32::from_bytes(bytes).to_vec()))
+        let bytes = waiting(|| cubecl::future::block_on(self.bytes.as_mut()));
+        self.done = true;
+        // One buffer was asked for.
+        Ok(bytes?.iter().flat_map(|bytes| u32::from_bytes(bytes)).copied().collect())
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        if let Some(bytes) = self.bytes.take() {
+        if !self.done {
             // wgpu would reuse the buffer that the copy arrives in while it is still mapped.
-            let _ = waiting(|| cubecl::future::block_on(bytes));
+            let _ = waiting(|| cubecl::future::block_on(self.bytes.as_mut()));
         }
     }
 }
@@ -115,15 +119,14 @@ impl Stream {
         // SAFETY: the client lives on the heap and as long as `Reading`, which is done with the
         // future that borrows it before its fields are dropped.
         let borrowed: &'static Client = unsafe { &*Arc::as_ptr(&client) };
-        Reading { bytes: Some(Box::pin(borrowed.read_async(vec![handle.clone()]))), _client: client }
+        let bytes = Box::pin(borrowed.read_async(vec![handle.clone()]));
+        Reading { bytes, done: false, _client: client }
     }
 
     /// Copies a tensor of burn's, from whatever stream it is on. Through the host: a host application may have
     /// wrapped the backend (fusion, autodiff), and only data looks the same in all of them.
-    pub(crate) fn upload_tensor<const D: usize>(&self, tensor: Tensor<D>) -> Result<Handle, String> {
-        let data = waiting(|| tensor.try_into_data()).map_err(|error| error.to_string())?.convert::<f32>();
-        let values = data.as_slice::<f32>().map_err(|error| format!("{error:?}"))?;
-        Ok(self.upload(values))
+    pub(crate) fn upload_tensor<const D: usize>(&self, tensor: Tensor<D>) -> Result<Handle, DeviceFailed> {
+        Ok(self.upload(&read(tensor)?))
     }
 
     /// Makes a tensor of burn's from numbers on the stream.
@@ -132,7 +135,7 @@ impl Stream {
         handle: &Handle,
         shape: [usize; D],
         device: &Device,
-    ) -> Result<Tensor<D>, ServerError> {
+    ) -> Result<Tensor<D>, DeviceFailed> {
         Ok(Tensor::from_data(TensorData::new(self.download(handle)?, shape), device))
     }
 

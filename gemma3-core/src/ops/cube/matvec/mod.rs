@@ -15,6 +15,8 @@ pub use tiling::{Machine, Tiling};
 
 #[cfg(test)]
 use tiling::Activations;
+#[cfg(test)]
+pub(crate) use tiling::PLANES;
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -183,7 +185,7 @@ fn launch(
                 side,
                 rows(stream),
                 out,
-                eps,
+                eps.to_bits(),
                 product,
                 epilogue,
             );

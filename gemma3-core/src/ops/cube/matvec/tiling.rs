@@ -73,6 +73,12 @@ const CUDA: &str = "cuda";
 /// Rows of input from which on a result is one sum, not four side by side, so that more fit in registers.
 pub(crate) const MIN_NARROW_BATCH: usize = 4;
 
+#[cfg(test)]
+std::thread_local! {
+    /// Planes with operations that tests say the device has, whatever it has: units of one.
+    pub(crate) static PLANES: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
+}
+
 impl Machine {
     /// Reads the properties of a client's device.
     pub fn of(client: &Client) -> Self {
@@ -80,6 +86,8 @@ impl Machine {
         let (min, max) = (hardware.plane_size_min as usize, hardware.plane_size_max as usize);
         let plane_operations =
             client.features().plane.contains(Plane::Ops) && min == max && max.is_power_of_two();
+        #[cfg(test)]
+        let (max, plane_operations) = PLANES.get().map_or((max, plane_operations), |planes| (planes, true));
         let multiprocessors =
             hardware.num_streaming_multiprocessors.map_or(DEFAULT_MULTIPROCESSORS, |n| n as usize);
         Self {

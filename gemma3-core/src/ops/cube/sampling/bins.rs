@@ -114,25 +114,41 @@ pub(crate) struct HeldBins {
     pub before: Sum,
 }
 
-/// Divides the bins among the units of a cube, in their order.
+/// The words of the bins that a unit holds: the bins are divided among the units of a cube, in their order. For a kernel
+/// to which the bins are finished; browsers refuse atomics that are only read.
 #[cube]
-pub(crate) fn hold_bins(
-    work: &[Atomic<u32>],
-    first: usize,
-    scratch: &mut [u32],
-    #[comptime] groups: Groups,
-) -> HeldBins {
+pub(crate) fn finished_bins(work: &[u32], first: usize, #[comptime] groups: Groups) -> Array<u32> {
+    let words = comptime!(3 * BINS / groups.cube_units());
+    let mut held = Array::<u32>::new(words);
+    #[unroll]
+    for i in 0..words {
+        held[i] = work[first + UNIT_POS as usize * words + i];
+    }
+    held
+}
+
+/// [`finished_bins`] for a kernel that also adds to words of the same buffer.
+#[cube]
+pub(crate) fn atomic_bins(work: &[Atomic<u32>], first: usize, #[comptime] groups: Groups) -> Array<u32> {
+    let words = comptime!(3 * BINS / groups.cube_units());
+    let mut held = Array::<u32>::new(words);
+    #[unroll]
+    for i in 0..words {
+        held[i] = work[first + UNIT_POS as usize * words + i].load();
+    }
+    held
+}
+
+/// The bins of a unit with the sum of those in front of them. Every unit of the cube has to come here.
+#[cube]
+pub(crate) fn hold_bins(words: Array<u32>, scratch: &mut [u32], #[comptime] groups: Groups) -> HeldBins {
     let each = comptime!(BINS / groups.cube_units());
-    let mut words = Array::<u32>::new(comptime!(3 * each));
     let mut all = Sum { count: 0u32, low: 0u32, high: 0u32 };
     #[unroll]
     for i in 0..each {
-        let at = first + 3 * (UNIT_POS as usize * each + i);
-        let sum = Sum { count: work[at].load(), low: work[at + 1].load(), high: work[at + 2].load() };
-        words[comptime!(3 * i)] = sum.count;
-        words[comptime!(3 * i + 1)] = sum.low;
-        words[comptime!(3 * i + 2)] = sum.high;
-        let both = add_sums(&all, &sum);
+        let low = words[comptime!(3 * i + 1)];
+        let high = words[comptime!(3 * i + 2)];
+        let both = add_sums(&all, &Sum { count: words[comptime!(3 * i)], low, high });
         all.count = both.count;
         all.low = both.low;
         all.high = both.high;

@@ -10,12 +10,13 @@ use super::scan::{Largest, largest, scan, scratch_words};
 use super::wide::*;
 use crate::ops::cube::reduce::Groups;
 
-/// Cube `[1, sequence]`.
+/// Cube `[1, sequence]`. What the kernels before it have left in `work` is finished, so that it reads plain words: as
+/// atomics that are only read, browsers would refuse it.
 #[cube(launch_unchecked)]
 pub(crate) fn choose_kernel(
     scores: &[f32],
     parameters: &[u32],
-    work: &[Atomic<u32>],
+    work: &[u32],
     adjustments: &mut [u32],
     positions: &mut [u32],
     tokens: &mut [u32],
@@ -29,9 +30,9 @@ pub(crate) fn choose_kernel(
     let mut scratch = Shared::<[u32]>::new_slice(comptime!(scratch_words(groups)));
     let mut best = Largest { order: 0u32, id: 0u32, fault: SOUND.runtime() };
     if unit < comptime!(plan.blocks()) {
-        best.order = work[own + 3 * unit].load();
-        best.id = work[own + 3 * unit + 1].load();
-        best.fault = work[own + 3 * unit + 2].load();
+        best.order = work[own + 3 * unit];
+        best.id = work[own + 3 * unit + 1];
+        best.fault = work[own + 3 * unit + 2];
     }
     let best = largest(&mut scratch, &best, groups);
     let mut token = Shared::<[u32]>::new_slice(1usize);
@@ -102,7 +103,7 @@ fn kept(order: u32, id: u32, distance: f32, farthest: f32, threshold: &Threshold
 fn draw(
     scores: &[f32],
     parameters: &[u32],
-    work: &[Atomic<u32>],
+    work: &[u32],
     scratch: &mut [u32],
     token: &mut [u32],
     top: f32,
@@ -115,7 +116,7 @@ fn draw(
     let units = comptime!(groups.cube_units());
     let unit = UNIT_POS as usize;
     let mut threshold = Threshold { order: 0u32, id: 0u32 };
-    let length = u32::min(work[own + comptime!(plan.cursor_at())].load(), comptime!(plan.vocabulary as u32));
+    let length = u32::min(work[own + comptime!(plan.cursor_at())], comptime!(plan.vocabulary as u32));
     if flags & comptime!(HAS_TOP_K | HAS_TOP_P) != 0u32 {
         find_threshold(parameters, work, scratch, &mut threshold, top, flags, sequence, own, length, plan);
     }
@@ -125,14 +126,14 @@ fn draw(
     let blocks = Shared::<[Atomic<u32>]>::new_slice(comptime!(2 * plan.blocks()));
     if unit < comptime!(plan.blocks()) {
         let at = own + comptime!(plan.sums_at()) + 2 * unit;
-        blocks[2 * unit].store(work[at].load());
-        blocks[2 * unit + 1].store(work[at + 1].load());
+        blocks[2 * unit].store(work[at]);
+        blocks[2 * unit + 1].store(work[at + 1]);
     }
     sync_cube();
     let mut i = unit;
     while i < length as usize {
-        let order = work[own + comptime!(plan.list_at()) + 2 * i].load();
-        let id = work[own + comptime!(plan.list_at()) + 2 * i + 1].load();
+        let order = work[own + comptime!(plan.list_at()) + 2 * i];
+        let id = work[own + comptime!(plan.list_at()) + 2 * i + 1];
         let distance = top - from_order(order);
         if kept(order, id, distance, farthest, &threshold) {
             let block = u32::min(id / comptime!(plan.block as u32), comptime!(plan.blocks() as u32 - 1));
@@ -158,7 +159,7 @@ fn draw(
     }
     sync_cube();
     let at = own + comptime!(plan.random_at());
-    let random = Wide { low: work[at].load(), high: work[at + 1].load() };
+    let random = Wide { low: work[at], high: work[at + 1] };
     // The token with which the sum exceeds the target.
     let target = fraction_of(&Wide { low: total[0], high: total[1] }, &random);
     let before = subtract_sums(&up_to, &sum);
@@ -207,7 +208,7 @@ fn draw(
 #[cube]
 fn find_threshold(
     parameters: &[u32],
-    work: &[Atomic<u32>],
+    work: &[u32],
     scratch: &mut [u32],
     threshold: &mut Threshold,
     top: f32,
@@ -222,7 +223,8 @@ fn find_threshold(
     let digits = Shared::<[Atomic<u32>]>::new_slice(comptime!(3 * DIGITS));
     let range = Shared::<[Atomic<u32>]>::new_slice(2usize);
     let list = own + comptime!(plan.list_at());
-    let held = hold_bins(work, own + comptime!(plan.bins_at()), scratch, groups);
+    let bins = finished_bins(work, own + comptime!(plan.bins_at()), groups);
+    let held = hold_bins(bins, scratch, groups);
     let k = select(flags & HAS_TOP_K != 0u32, parameters[sequence * PARAMETER_WORDS + TOP_K], 0xffff_ffffu32);
     let goal = Sum { count: k, low: 0u32, high: 0u32 };
     search(&held, &mut found, &goal, true, groups);
@@ -292,7 +294,7 @@ struct Descent {
 /// descending order reach a count or a weight. `by_id`: among the tokens of one score.
 #[cube]
 fn descend(
-    work: &[Atomic<u32>],
+    work: &[u32],
     list: usize,
     length: u32,
     scratch: &mut [u32],
@@ -313,9 +315,9 @@ fn descend(
     sync_cube();
     let mut i = unit;
     while i < length as usize {
-        let order = work[list + 2 * i].load();
+        let order = work[list + 2 * i];
         if is_at(order, place, by_id) {
-            let value = if comptime!(by_id) { work[list + 2 * i + 1].load() } else { order };
+            let value = if comptime!(by_id) { work[list + 2 * i + 1] } else { order };
             range[0].fetch_min(value);
             range[1].fetch_max(value);
         }
@@ -343,9 +345,9 @@ fn descend(
             sync_cube();
             let mut i = unit;
             while i < length as usize {
-                let order = work[list + 2 * i].load();
+                let order = work[list + 2 * i];
                 if is_at(order, place, by_id) {
-                    let value = if comptime!(by_id) { work[list + 2 * i + 1].load() } else { order };
+                    let value = if comptime!(by_id) { work[list + 2 * i + 1] } else { order };
                     if ((value ^ prefix) >> shift) >> 8u32 == 0u32 {
                         let digit = ((value >> shift) & 255u32) as usize;
                         let w = weight(place.top - from_order(order));

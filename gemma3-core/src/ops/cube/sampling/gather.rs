@@ -41,7 +41,8 @@ pub(crate) fn gather_kernel<N: Size>(
             top_k: comptime!(BINS as u32).runtime(),
         };
         if flags & comptime!(HAS_TOP_K | HAS_TOP_P) != 0u32 {
-            let held = hold_bins(work, own + comptime!(plan.bins_at()), &mut scratch, groups);
+            let bins = atomic_bins(work, own + comptime!(plan.bins_at()), groups);
+            let held = hold_bins(bins, &mut scratch, groups);
             let k = select(
                 flags & HAS_TOP_K != 0u32,
                 parameters[sequence * PARAMETER_WORDS + TOP_K],

@@ -1,0 +1,201 @@
+//! Shaders as browsers get them, checked by the rules of WebGPU.
+//!
+//! On a machine of its own cubecl writes WGSL that a browser would not take: every buffer may be written, and what runs
+//! it here (naga, in wgpu) is laxer than the language in some places. So shaders are collected on their way to the
+//! driver, rewritten as cubecl would have written them in a browser, and checked by naga's validator without any
+//! capability that WebGPU lacks, and by [`Shader::check`]'s own rules where naga has none.
+//!
+//! With `GEMMA3_WGSL` each is also written to that folder, for another compiler to check: `tests/browser/check.mjs` has
+//! that of Chrome do it.
+#![allow(dead_code)] // Each test file uses a part.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
+
+use burn::tensor::Device;
+use burn::tensor::wgpu::wgpu::naga;
+use burn::tensor::wgpu::{WgpuSetup, wgpu};
+use naga::valid::{Capabilities, GlobalUse, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, StorageAccess, TypeInner};
+
+/// What cubecl logs for each shader, on level `trace`: this, the name, a backtick, a line break, the source.
+const LOGGED: &str = "[cubecl-wgpu] compiling WGSL module `";
+
+/// Every shader that this process has compiled since it collects, by source: its name.
+static COLLECTED: LazyLock<Mutex<BTreeMap<String, String>>> = LazyLock::new(Mutex::default);
+
+struct Collector;
+
+impl log::Log for Collector {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target().starts_with("cubecl_wgpu")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let text = record.args().to_string();
+        if let Some((name, source)) = text.strip_prefix(LOGGED).and_then(|rest| rest.split_once("`\n")) {
+            let mut collected = COLLECTED.lock().unwrap_or_else(PoisonError::into_inner);
+            collected.insert(source.to_owned(), name.to_owned());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Collects from now on what this process compiles.
+pub fn collect() {
+    static COLLECTING: OnceLock<()> = OnceLock::new();
+    COLLECTING.get_or_init(|| {
+        log::set_boxed_logger(Box::new(Collector)).expect("no other logger in a test");
+        log::set_max_level(log::LevelFilter::Trace);
+    });
+}
+
+/// A device with no more than WebGPU promises everywhere, and with nothing compiled yet; `None` where there is no GPU.
+pub fn device() -> Option<Device> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapter = wait(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).ok()?;
+    let wanted = wgpu::DeviceDescriptor {
+        required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::SHADER_INT64),
+        required_limits: wgpu::Limits::default(),
+        ..wgpu::DeviceDescriptor::default()
+    };
+    let (device, queue) = wait(adapter.request_device(&wanted)).expect("a device with WebGPU's limits");
+    let backend = adapter.get_info().backend;
+    let setup = WgpuSetup { instance, adapter, device, queue, backend };
+    Some(Device::wgpu_options().setup(setup).init().expect("a device for burn"))
+}
+
+/// Waits for a future that needs no executor.
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    loop {
+        if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            return value;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Checks all shaders collected so far and gives their number.
+pub fn check_all() -> usize {
+    let collected = COLLECTED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let folder = std::env::var_os("GEMMA3_WGSL");
+    let mut wrong = Vec::new();
+    for (index, (source, name)) in collected.iter().enumerate() {
+        match Shader::new(source) {
+            Ok(shader) => {
+                if let Some(folder) = &folder {
+                    let file = format!("{name}-{:x}.wgsl", hash(source));
+                    std::fs::write(Path::new(folder).join(file), &shader.source).expect("a file");
+                }
+                wrong.extend(shader.check().into_iter().map(|problem| format!("{index} {name}: {problem}")));
+            }
+            Err(error) => wrong.push(format!("{index} {name}: {error}")),
+        }
+    }
+    assert!(wrong.is_empty(), "of {} shaders:\n{}", collected.len(), wrong.join("\n"));
+    collected.len()
+}
+
+fn hash(source: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    source.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A shader as a browser gets it.
+pub struct Shader {
+    pub source: String,
+    module: Module,
+    info: ModuleInfo,
+}
+
+impl Shader {
+    /// Rewrites what cubecl writes here into what it writes in a browser.
+    ///
+    /// # Errors
+    ///
+    /// What naga says of a shader that breaks the rules of WebGPU.
+    pub fn new(native: &str) -> Result<Self, String> {
+        let (module, info) = validate(native)?;
+        let mut source = native.to_owned();
+        // A buffer that the kernel does not write is declared so.
+        for (handle, variable) in module.global_variables.iter() {
+            let is_written = info.get_entry_point(0)[handle].contains(GlobalUse::WRITE);
+            let Some(name) = &variable.name else { continue };
+            if matches!(variable.space, AddressSpace::Storage { .. }) && !is_written {
+                let declared = format!("var<storage, read_write> {name}:");
+                source = source.replace(&declared, &format!("var<storage, read> {name}:"));
+            }
+        }
+        let (module, info) = validate(&source)?;
+        // naga's own language has these without asking.
+        if source.contains("subgroup") {
+            source.insert_str(0, "enable subgroups;\n");
+        }
+        Ok(Self { source, module, info })
+    }
+
+    /// What naga has no rules for, and what is more than WebGPU promises.
+    pub fn check(&self) -> Vec<String> {
+        let limits = wgpu::Limits::default();
+        let mut problems = Vec::new();
+        let (mut storage_buffers, mut workgroup_bytes) = (0, 0);
+        for (handle, variable) in self.module.global_variables.iter() {
+            let name = variable.name.as_deref().unwrap_or("?");
+            match variable.space {
+                AddressSpace::Storage { access } => {
+                    storage_buffers += 1;
+                    if !access.contains(StorageAccess::STORE) && self.has_atomics(variable.ty) {
+                        problems.push(format!(
+                            "`{name}` holds atomics and is only read: atomics have to be in buffers that are written"
+                        ));
+                    }
+                }
+                AddressSpace::WorkGroup if !self.info.get_entry_point(0)[handle].is_empty() => {
+                    workgroup_bytes += self.module.types[variable.ty].inner.size(self.module.to_ctx());
+                }
+                _ => {}
+            }
+        }
+        let units: u32 =
+            self.module.entry_points.iter().map(|entry| entry.workgroup_size.iter().product::<u32>()).sum();
+        let most = [
+            ("storage buffers", storage_buffers, limits.max_storage_buffers_per_shader_stage),
+            ("bytes of workgroup memory", workgroup_bytes, limits.max_compute_workgroup_storage_size),
+            ("units of a workgroup", units, limits.max_compute_invocations_per_workgroup),
+        ];
+        for (what, found, most) in most {
+            if found > most {
+                problems.push(format!("{found} {what}, but no more than {most} are promised"));
+            }
+        }
+        problems
+    }
+
+    fn has_atomics(&self, ty: naga::Handle<naga::Type>) -> bool {
+        match &self.module.types[ty].inner {
+            TypeInner::Atomic(_) => true,
+            TypeInner::Array { base, .. } => self.has_atomics(*base),
+            TypeInner::Struct { members, .. } => members.iter().any(|member| self.has_atomics(member.ty)),
+            _ => false,
+        }
+    }
+}
+
+/// Parses and validates with the rules of WebGPU.
+fn validate(source: &str) -> Result<(Module, ModuleInfo), String> {
+    let module = naga::front::wgsl::parse_str(source).map_err(|error| error.emit_to_string(source))?;
+    // Both are of the language, the first where a browser has subgroups.
+    let capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
+    let info = info.map_err(|error| error.emit_to_string(source))?;
+    Ok((module, info))
+}
