@@ -138,8 +138,7 @@ pub fn gguf_vocabulary(metadata: &GgufMetadata) -> Result<Option<GgufVocabulary>
 /// The soft token of images is one id beyond the vocabulary of the text-only models, whose tokenizer
 /// nevertheless has it.
 pub(crate) fn check_vocabulary(tokenizer: &Tokenizer, vocab_size: usize) -> Result<(), Error> {
-    let is_text = |id: &u32| !tokenizer.is_special(*id) && tokenizer.is_known(*id);
-    match (0..=tokenizer.max_id()).rev().find(is_text) {
+    match tokenizer.ids().rev().find(|id| !tokenizer.is_special(*id)) {
         Some(max_id) if max_id as usize >= vocab_size => Err(Error::TokenizerMismatch { max_id, vocab_size }),
         _ => Ok(()),
     }

@@ -46,7 +46,10 @@ impl Curve {
 
     /// For people.
     pub fn print(&self) {
-        println!("{:>10} {:>14} {:>14} {:>8} {:>8}", "up to turn", "median RSS, MB", "most RSS, MB", "threads", "handles");
+        println!(
+            "{:>10} {:>14} {:>14} {:>8} {:>8}",
+            "up to turn", "median RSS, MB", "most RSS, MB", "threads", "handles"
+        );
         for row in self.rows() {
             println!(
                 "{:>10} {:>14.1} {:>14.1} {:>8} {:>8}",
@@ -58,7 +61,11 @@ impl Curve {
             );
         }
         let [middle, last] = self.thirds();
-        println!("median of the middle third {:.1} MB, of the last {:.1} MB", megabytes(middle), megabytes(last));
+        println!(
+            "median of the middle third {:.1} MB, of the last {:.1} MB",
+            megabytes(middle),
+            megabytes(last)
+        );
     }
 
     pub fn json(&self) -> Value {

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use gemma3::{
-    CacheOptions, CancelHandle, Chat, EncodeOptions, Error, Gemma3, GenerateOptions, Image, ImageCache, Question,
-    SamplingOptions, SessionOptions, TextSession, WhenFull,
+    CacheOptions, CancelHandle, Chat, EncodeOptions, Error, Gemma3, GenerateOptions, Image, ImageCache,
+    Question, SamplingOptions, SessionOptions, TextSession, WhenFull,
 };
 
 /// Tokens of an answer: few, so that many turns take little time.

@@ -63,7 +63,8 @@ fn main() -> ExitCode {
 }
 
 fn fetch() -> PathBuf {
-    let obtained = hub::default_model(&Default::default(), &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
+    let obtained =
+        hub::default_model(&Default::default(), &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
     println!("{}", obtained.note);
     obtained.path
 }

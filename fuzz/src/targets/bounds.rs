@@ -57,7 +57,10 @@ pub fn within<T>(most_bytes: usize, run: impl FnOnce() -> T) -> T {
     let result = run();
     let took = start.elapsed();
     let peak = PEAK.load(Relaxed).saturating_sub(before);
-    assert!(peak <= most_bytes + FIXED_BYTES, "{peak} bytes held, {most_bytes} and {FIXED_BYTES} are allowed");
+    assert!(
+        peak <= most_bytes + FIXED_BYTES,
+        "{peak} bytes held, {most_bytes} and {FIXED_BYTES} are allowed"
+    );
     assert!(took <= MOST_TIME, "took {took:?}");
     result
 }
@@ -68,4 +71,6 @@ pub fn check_error(error: &dyn std::error::Error) {
     let message = error.to_string();
     assert!(!message.trim().is_empty(), "an error without words: {error:?}");
     assert!(message.len() <= MOST_CHARS, "an error of {} bytes", message.len());
+    let control = message.chars().find(|character| character.is_control() && *character != '\n');
+    assert_eq!(control, None, "what a terminal obeys: {message:?}");
 }

@@ -166,7 +166,10 @@ fn add_safetensors(table: &mut TensorTable, path: &Path) -> Result<(), Checkpoin
 /// Opens the shards that the index names, and takes from each the tensors that the index says.
 fn add_shards(table: &mut TensorTable, folder: &Path, index: &Path) -> Result<(), CheckpointError> {
     let label = index.display().to_string();
-    let refused = |problem: String| CheckpointError::Index { file: label.clone(), problem };
+    let refused = |problem: String| CheckpointError::Index {
+        file: label.clone(),
+        problem: json::shorten_sentence(&problem),
+    };
     let text = read_text(index, MAX_INDEX_BYTES)?;
     let shards = shards_of_index(&text).map_err(refused)?;
     for (shard, names) in shards {

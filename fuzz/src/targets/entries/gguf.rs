@@ -25,7 +25,9 @@ pub fn run(file: &[u8]) {
 fn image_encoder(file: &[u8]) {
     const TEXT_HIDDEN_SIZE: usize = 6;
     match Mmproj::from_bytes(file.to_vec()) {
-        Ok(mmproj) => checkpoint::check_vision(&VisionWeights::in_mmproj(&mmproj, TEXT_HIDDEN_SIZE), file.len()),
+        Ok(mmproj) => {
+            checkpoint::check_vision(&VisionWeights::in_mmproj(&mmproj, TEXT_HIDDEN_SIZE), file.len())
+        }
         Err(error) => check_error(&error),
     }
 }

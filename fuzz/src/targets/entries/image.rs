@@ -17,7 +17,8 @@ const IMAGE_SIZE: usize = 28;
 
 /// Reads one image.
 pub fn run(encoded: &[u8]) {
-    let most_bytes = LIMITS.max_pixels as usize * BYTES_PER_PIXEL + BYTES_PER_BYTE * encoded.len() + FIXED_BYTES;
+    let most_bytes =
+        LIMITS.max_pixels as usize * BYTES_PER_PIXEL + BYTES_PER_BYTE * encoded.len() + FIXED_BYTES;
     match within(most_bytes, || Image::decode_with(encoded, &LIMITS)) {
         Ok(image) => check(&image),
         Err(error) => check_error(&error),

@@ -42,7 +42,8 @@ fn check_ids(tokenizer: &Tokenizer, options: EncodeOptions, ids: &[u32]) {
     }
     let is_text_alone = options.bos == Bos::None && options.special_tokens == SpecialTokens::Escape;
     if is_text_alone {
-        let special = ids.iter().find(|id| tokenizer.is_special(**id) && Some(**id) != tokenizer.unknown_id());
+        let special =
+            ids.iter().find(|id| tokenizer.is_special(**id) && Some(**id) != tokenizer.unknown_id());
         assert_eq!(special, None, "escaped text became a special token");
     }
     check_decoding(tokenizer, ids);

@@ -17,14 +17,18 @@ pub fn gguf() -> Vec<Vec<u8>> {
 }
 
 fn with_vocabulary(file: GgufBuilder) -> GgufBuilder {
-    let tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b", "ab", "\u{2581}", "\u{2581}ab", "<0x41>", "  "];
+    let tokens =
+        ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b", "ab", "\u{2581}", "\u{2581}ab", "<0x41>", "  "];
     let types: [i32; 11] = [3, 3, 3, 2, 1, 1, 1, 1, 1, 6, 4];
     let scores: Vec<f32> = (0..11).map(|id| -(id as f32)).collect();
     let count = tokens.len() as u64;
     file.set("tokenizer.ggml.model", string_value("llama"))
         .set("tokenizer.ggml.tokens", strings_value(&tokens))
         .set("tokenizer.ggml.scores", array_value(6, count, &words(scores.iter().map(|s| s.to_le_bytes()))))
-        .set("tokenizer.ggml.token_type", array_value(5, count, &words(types.iter().map(|t| t.to_le_bytes()))))
+        .set(
+            "tokenizer.ggml.token_type",
+            array_value(5, count, &words(types.iter().map(|t| t.to_le_bytes()))),
+        )
         .set("tokenizer.ggml.bos_token_id", u32_value(2))
         .set("tokenizer.ggml.eos_token_id", u32_value(1))
         .set("tokenizer.ggml.unknown_token_id", u32_value(3))
@@ -38,7 +42,9 @@ fn words(words: impl Iterator<Item = [u8; 4]>) -> Vec<u8> {
 
 fn with_all_types(mut file: GgufBuilder) -> GgufBuilder {
     // Types 0 to 12 but for strings and arrays, alone and in arrays.
-    for (kind, width) in [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (6, 4), (7, 1), (10, 8), (11, 8), (12, 8)] {
+    for (kind, width) in
+        [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (6, 4), (7, 1), (10, 8), (11, 8), (12, 8)]
+    {
         file = file.set(&format!("test.{kind}"), value(kind, &vec![1; width]));
         file = file.set(&format!("test.list.{kind}"), array_value(kind, 3, &vec![0; 3 * width]));
     }

@@ -19,7 +19,8 @@ pub fn safetensors() -> Vec<Vec<u8>> {
     let mut foreign = self::tensors(TensorFormat::BF16);
     foreign.push(("step".to_owned(), "I64", vec![], vec![0; 8]));
     let shards = shards();
-    let place = |shard: usize| shards[shard].iter().map(move |tensor| (tensor.0.clone(), json!(SHARDS[shard])));
+    let place =
+        |shard: usize| shards[shard].iter().map(move |tensor| (tensor.0.clone(), json!(SHARDS[shard])));
     let weight_map: Map<String, Value> = place(0).chain(place(1)).collect();
     let index = json!({ "metadata": { "total_size": 1 }, "weight_map": weight_map });
     let outside = json!({ "weight_map": { "model.norm.weight": "../config.json" } });

@@ -6,8 +6,8 @@ use super::read;
 
 /// Gemma's template and two of other models' kind; conversations as they are exchanged.
 pub fn chat_template() -> Vec<Vec<u8>> {
-    let settings: Value = serde_json::from_slice(&read("tests/fixtures/tiny-text/tokenizer_config.json"))
-        .expect("JSON");
+    let settings: Value =
+        serde_json::from_slice(&read("tests/fixtures/tiny-text/tokenizer_config.json")).expect("JSON");
     let gemma = settings["chat_template"].as_str().expect("a template").to_owned();
     let of_roles = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] if m['content'] is \
         string else m['content'] | map(attribute='text') | join(', ')) | trim + '<|im_end|>\n' }}{% endfor %}\

@@ -9,8 +9,10 @@ pub fn tokenizer() -> Vec<Vec<u8>> {
     let fixture = |folder: &str| -> Value {
         serde_json::from_slice(&read(&format!("tests/fixtures/{folder}/tokenizer.json"))).expect("JSON")
     };
-    let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
-    let metaspace = json!({ "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "first", "split": true });
+    let replace =
+        |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
+    let metaspace =
+        json!({ "type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "first", "split": true });
     let byte_level =
         json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true });
     let sequence = |kind: &str, steps: Value| json!({ "type": "Sequence", kind: steps });

@@ -50,8 +50,8 @@ impl GgufFile {
         label: String,
         bytes: CheckpointBytes,
     ) -> Result<Self, CheckpointError> {
-        let (metadata, tensors) =
-            read_header(&bytes).map_err(|source| CheckpointError::Gguf { file: label.clone(), source })?;
+        let (metadata, tensors) = read_header(&bytes)
+            .map_err(|source| CheckpointError::Gguf { file: label.clone(), source: source.shortened() })?;
         let mut table = TensorTable::default();
         table.add_file(label.clone(), bytes, tensors)?;
         Ok(Self { label, metadata, table })
