@@ -216,10 +216,9 @@ pub fn gguf_vocabulary(metadata: &GgufMetadata) -> Result<Option<GgufVocabulary>
 pub(crate) fn tokens_without_rows(tokenizer: &Tokenizer, checkpoint: &Checkpoint) -> Option<Warning> {
     let rows = checkpoint.config().text.vocab_size;
     let soft_token = tokenizer.token_to_id(special::IMAGE_SOFT_TOKEN);
-    let first = u32::try_from(rows).ok()?;
-    let without_row = |id: &u32| tokenizer.is_known(*id) && Some(*id) != soft_token;
-    let count = (first..=tokenizer.max_id()).filter(without_row).count();
-    let last = (first..=tokenizer.max_id()).rev().find(without_row)?;
+    let has_row = |id: u32| (id as usize) < rows;
+    let without_row = || tokenizer.ids().filter(|id| !has_row(*id) && Some(*id) != soft_token);
+    let (count, last) = (without_row().count(), without_row().max()?);
     let text = tokenizer.id_to_token(last).unwrap_or_default();
     Some(Warning::new(
         WarningKind::TokensWithoutRows,

@@ -3,8 +3,11 @@
 #[path = "../gemma3-core/tests/common/mod.rs"]
 mod common;
 
+use std::time::{Duration, Instant};
+
+use gemma3::core::checkpoint::Checkpoint;
 use gemma3::core::generate::WarmUpProgress;
-use gemma3::tokenizer::{Bos, ChatTemplate};
+use gemma3::tokenizer::{Bos, ChatTemplate, Tokenizer};
 use gemma3::{
     CacheOptions, Error, FinishReason, Gemma3, GenerateOptions, Message, Part, SamplingOptions,
     SessionOptions, UserText, WarningKind, WhenFull,
@@ -505,4 +508,25 @@ fn ids_without_a_token_are_never_drawn() {
     let generation = gemma.generate("the", &options).expect("a text");
     assert_eq!(generation.tokens.len(), 300);
     assert!(generation.tokens.iter().all(|token| gemma.tokenizer().is_known(token.id)));
+}
+
+#[test]
+fn a_special_token_with_the_largest_id_costs_no_time() {
+    let (Some(folder), Some(mut tokenizer)) =
+        (common::golden("tiny-text"), common::golden_json("tiny-text/tokenizer.json"))
+    else {
+        return;
+    };
+    let mut largest = tokenizer["added_tokens"][0].clone();
+    largest["id"] = u32::MAX.into();
+    largest["content"] = "<largest>".into();
+    tokenizer["added_tokens"].as_array_mut().expect("a list").push(largest);
+    let tokenizer = Tokenizer::from_bytes(tokenizer.to_string().as_bytes()).expect("a tokenizer");
+    assert_eq!(tokenizer.max_id(), u32::MAX);
+    let checkpoint = Checkpoint::open(folder).expect("the tiny model");
+    let (_, device) = common::devices().swap_remove(0);
+    let start = Instant::now();
+    Gemma3::from_parts(&checkpoint, tokenizer, &device, common::exact()).expect("a model");
+    // Looking at every number below the largest id took a minute.
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }

@@ -50,7 +50,8 @@ pub enum TokenizerError {
 
     /// The bytes are not a tokenizer.json: not JSON, truncated, or fields of another shape.
     #[error(
-        "not a tokenizer.json: {source}; fetch the file again, or convert it with Hugging Face's tokenizers"
+        "not a tokenizer.json: {}; fetch the file again, or convert it with Hugging Face's tokenizers",
+        shorten_sentence(&source.to_string())
     )]
     Parse {
         /// Line, column and what was expected there.
@@ -164,6 +165,30 @@ pub enum TokenizerError {
         right: String,
     },
 
+    /// A text or a list of ids could grow to many times its length, whatever a user writes.
+    #[error(
+        "the {part} can make a text more than {limit} times as long: expected steps that replace characters by a \
+         few others"
+    )]
+    Growth {
+        /// Which part of the file, such as "normalizer".
+        part: &'static str,
+        /// How much is allowed.
+        limit: usize,
+    },
+
+    /// The merges that follow from the scores of a GGUF vocabulary have far more text than its tokens.
+    #[error(
+        "the vocabulary has {found} bytes of tokens' parts: expected at most {limit}, {} times its tokens",
+        crate::gguf::MERGED_PER_TOKEN_BYTE
+    )]
+    TooManyMerges {
+        /// Bytes of all merges.
+        found: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+
     /// The `tokenizers` crate refused a part of the file.
     #[error("the tokenizer cannot be built: {message}; take the tokenizer of a Gemma 3")]
     Build {
@@ -230,15 +255,38 @@ impl TokenizerError {
     }
 
     pub(crate) fn build(error: tokenizers::Error) -> Self {
-        Self::Build { message: error.to_string() }
+        Self::Build { message: shorten_sentence(&error.to_string()) }
+    }
+
+    pub(crate) fn encode(error: tokenizers::Error) -> Self {
+        Self::Encode { message: shorten_sentence(&error.to_string()) }
+    }
+
+    pub(crate) fn decode(error: tokenizers::Error) -> Self {
+        Self::Decode { message: shorten_sentence(&error.to_string()) }
     }
 }
 
 /// The first characters of a token, for messages.
 pub(crate) fn shorten(token: &str) -> String {
-    const MAX_CHARS: usize = 40;
-    match token.char_indices().nth(MAX_CHARS) {
-        Some((end, _)) => format!("{}…", token.get(..end).unwrap_or_default()),
-        None => token.to_owned(),
+    shorten_to(token, 40)
+}
+
+/// The beginning of another's message, which may quote the file; without characters that a terminal obeys.
+pub(crate) fn shorten_sentence(sentence: &str) -> String {
+    let mut shortened = String::new();
+    for character in shorten_to(sentence, 400).chars() {
+        match character.is_control() && character != '\n' {
+            true => shortened.extend(character.escape_default()),
+            false => shortened.push(character),
+        }
+    }
+    shortened
+}
+
+fn shorten_to(text: &str, most_chars: usize) -> String {
+    match text.char_indices().nth(most_chars) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text.to_owned(),
     }
 }

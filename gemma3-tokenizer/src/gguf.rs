@@ -9,7 +9,7 @@ use tokenizers::models::bpe::Vocab;
 
 use crate::decode::DecodePlan;
 use crate::error::{TokenizerError, shorten};
-use crate::merges::merges_from_scores;
+use crate::merges::{Merge, merges_from_scores};
 use crate::parts::{BpeParts, Names, Parts, SPACE_MARK};
 use crate::special;
 use crate::template::EncodeTemplate;
@@ -117,10 +117,9 @@ pub(crate) fn parse(file: GgufVocabulary) -> Result<Parts, TokenizerError> {
     };
     let piece_texts: Vec<&str> = pieces.iter().map(String::as_str).collect();
     let text_of = |id: u32| piece_texts.get(id as usize).map_or_else(String::new, |piece| (*piece).into());
-    let merges = merges_from_scores(&piece_texts, &scores)
-        .into_iter()
-        .map(|(left, right)| (text_of(left), text_of(right)))
-        .collect();
+    let merges = merges_from_scores(&piece_texts, &scores);
+    check_merges(&piece_texts, &merges)?;
+    let merges = merges.into_iter().map(|(left, right)| (text_of(left), text_of(right))).collect();
 
     let decoder = json!({ "type": "Sequence", "decoders": [
         { "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": " " },
@@ -183,6 +182,19 @@ fn check(file: &GgufVocabulary) -> Result<(), TokenizerError> {
         }
     }
     Ok(())
+}
+
+/// The most bytes that the texts of all merges may have, for each byte of the tokens. Gemma's have 2.
+pub(crate) const MERGED_PER_TOKEN_BYTE: usize = 64;
+
+/// The texts of merges grow with the square of a token's length where all its beginnings and ends are tokens, and the
+/// `tokenizers` crate takes them as texts.
+fn check_merges(pieces: &[&str], merges: &[Merge]) -> Result<(), TokenizerError> {
+    let length = |id: u32| pieces.get(id as usize).map_or(0, |piece| piece.len());
+    let found: usize = merges.iter().map(|&(left, right)| length(left) + length(right)).sum();
+    let tokens: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let limit = tokens.saturating_mul(MERGED_PER_TOKEN_BYTE);
+    if found > limit { Err(TokenizerError::TooManyMerges { found, limit }) } else { Ok(()) }
 }
 
 /// How the token is cut out of the text before BPE, if it is.

@@ -11,6 +11,7 @@ use minijinja::value::{Kwargs, Serde, Value, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, syntax::SyntaxConfig};
 
 use crate::chat::is_python_space;
+use crate::error::shorten_sentence;
 
 /// What a template may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub enum JinjaError {
         limit: usize,
     },
     /// The template is not valid Jinja.
-    #[error("the chat template is not valid: {source}")]
+    #[error("the chat template is not valid: {}", shorten_sentence(&source.to_string()))]
     Syntax {
         /// Where and why.
         source: minijinja::Error,
@@ -65,13 +66,13 @@ pub enum JinjaError {
         limit: u64,
     },
     /// The template refused the conversation by `raise_exception`.
-    #[error("the chat template refused the conversation: {message}")]
+    #[error("the chat template refused the conversation: {}", shorten_sentence(message))]
     Raised {
         /// Its message.
         message: String,
     },
     /// The template failed in another way, such as by using an undefined value.
-    #[error("the chat template failed: {source}")]
+    #[error("the chat template failed: {}", shorten_sentence(&source.to_string()))]
     Render {
         /// Where and why.
         source: minijinja::Error,

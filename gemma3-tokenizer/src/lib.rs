@@ -73,6 +73,7 @@ mod chat;
 mod decode;
 mod error;
 mod gguf;
+mod growth;
 mod images;
 #[cfg(feature = "jinja")]
 mod jinja;

@@ -78,6 +78,11 @@ impl SharedModel {
         self.0.ids.last().copied().unwrap_or_default()
     }
 
+    /// All ids, ascending.
+    pub fn ids(&self) -> &[u32] {
+        &self.0.ids
+    }
+
     /// Whether an id has a token.
     pub fn is_known(&self, id: u32) -> bool {
         self.0.ids.binary_search(&id).is_ok()

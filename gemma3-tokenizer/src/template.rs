@@ -55,6 +55,7 @@ impl EncodeTemplate {
     }
 
     fn from_file(file: File) -> Result<Self, TokenizerError> {
+        file.check_sizes()?;
         let resolve = |pieces: Vec<FilePiece>, is_pair: bool| {
             pieces
                 .into_iter()
@@ -98,6 +99,18 @@ impl EncodeTemplate {
         ids
     }
 
+    /// The ids that it adds.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.single
+            .iter()
+            .chain(&self.pair)
+            .flat_map(|piece| match piece {
+                Piece::Ids(ids) => ids.as_slice(),
+                Piece::First | Piece::Second => &[],
+            })
+            .copied()
+    }
+
     /// Whether some id is added to a single text.
     pub fn adds_ids(&self) -> bool {
         self.single != Self::default().single
@@ -109,6 +122,25 @@ struct File {
     single: Vec<FilePiece>,
     pair: Vec<FilePiece>,
     special_tokens: HashMap<String, FileToken>,
+}
+
+/// A template may repeat a text, and each piece its ids: far above every real one.
+const MOST_PIECES: usize = 64;
+const MOST_IDS: usize = 64;
+
+impl File {
+    fn check_sizes(&self) -> Result<(), TokenizerError> {
+        let refuse =
+            |found: String, expected| Err(TokenizerError::Unsupported { part: "template", found, expected });
+        let pieces = self.single.len().max(self.pair.len());
+        if pieces > MOST_PIECES {
+            return refuse(format!("{pieces} pieces"), "at most 64 pieces");
+        }
+        match self.special_tokens.values().map(|token| token.ids.len()).max() {
+            Some(ids) if ids > MOST_IDS => refuse(format!("{ids} ids of one token"), "at most 64 ids"),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Deserialize)]

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -128,7 +129,7 @@ impl Tokenizer {
     /// # Errors
     /// Content that is not a tokenizer.json, a model other than BPE, ids or merges that contradict each other.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        Self::assemble(tokenizer_json::parse(bytes)?)
+        contained(TokenizerError::build, || Self::assemble(tokenizer_json::parse(bytes)?))
     }
 
     /// Builds the tokenizer from the vocabulary of a GGUF file. It gives the same ids as Gemma's
@@ -138,7 +139,7 @@ impl Tokenizer {
     /// Another kind of vocabulary, arrays of unequal lengths, duplicate tokens, scores that are not numbers,
     /// ids outside of the vocabulary, or no way to encode unknown characters.
     pub fn from_gguf(vocabulary: GgufVocabulary) -> Result<Self, TokenizerError> {
-        Self::assemble(gguf::parse(vocabulary)?)
+        contained(TokenizerError::build, || Self::assemble(gguf::parse(vocabulary)?))
     }
 
     fn assemble(parts: Parts) -> Result<Self, TokenizerError> {
@@ -159,6 +160,13 @@ impl Tokenizer {
             }
         }
         let model = SharedModel::new(parts.model, outside)?;
+        if let Some(id) = parts.template.ids().find(|&id| !model.is_known(id)) {
+            return Err(TokenizerError::Unsupported {
+                part: "post_processor",
+                found: format!("the id {id}, which has no token"),
+                expected: "ids of the vocabulary",
+            });
+        }
 
         let named = |id: Option<u32>, token: &str| id.or_else(|| model.token_to_id(token));
         let names = Names {
@@ -284,10 +292,10 @@ impl Tokenizer {
             SpecialTokens::Parse => &self.0.parsing,
             SpecialTokens::Escape => &self.0.escaping,
         };
-        match pipeline.encode_fast(text, false) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => Err(TokenizerError::Encode { message: error.to_string() }),
-        }
+        let encoding = contained(TokenizerError::encode, || {
+            pipeline.encode_fast(text, false).map_err(TokenizerError::encode)
+        });
+        Ok(encoding?.get_ids().to_vec())
     }
 
     /// Decodes ids as the reference does. `skip_special` leaves out [`Tokenizer::special_ids`].
@@ -298,9 +306,13 @@ impl Tokenizer {
     /// # Errors
     /// Only with custom decoders.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
+        if ids.is_empty() {
+            return Ok(String::new()); // As a stream without ids; not every decoder takes nothing.
+        }
         let DecodePlan::Incremental(steps) = &self.0.decode_plan else {
-            let decoded = self.0.parsing.decode(ids, skip_special);
-            return decoded.map_err(|error| TokenizerError::Decode { message: error.to_string() });
+            return contained(TokenizerError::decode, || {
+                self.0.parsing.decode(ids, skip_special).map_err(TokenizerError::decode)
+            });
         };
         let mut text = String::new();
         let mut run = ByteRun::default();
@@ -352,6 +364,11 @@ impl Tokenizer {
         self.0.parsing.get_model().get_vocab_size()
     }
 
+    /// All ids that have a token, ascending.
+    pub fn ids(&self) -> impl DoubleEndedIterator<Item = u32> {
+        self.0.parsing.get_model().ids().iter().copied()
+    }
+
     /// The largest id that has a token.
     pub fn max_id(&self) -> u32 {
         self.0.parsing.get_model().max_id()
@@ -397,6 +414,17 @@ impl Tokenizer {
     pub fn chat_template(&self) -> Option<&str> {
         self.0.chat_template.as_deref()
     }
+}
+
+/// Turns a panic of the `tokenizers` crate into an error: it has steps that panic on settings or tokens that they
+/// don't expect, and the file that names the steps is a stranger's. Nothing that is used afterwards was being
+/// changed, because a pipeline does not change when it encodes or decodes.
+fn contained<T>(
+    error: fn(tokenizers::Error) -> TokenizerError,
+    operation: impl FnOnce() -> Result<T, TokenizerError>,
+) -> Result<T, TokenizerError> {
+    catch_unwind(AssertUnwindSafe(operation))
+        .unwrap_or_else(|_| Err(error("the `tokenizers` crate failed on it".into())))
 }
 
 impl std::fmt::Debug for Tokenizer {

@@ -6,14 +6,15 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::Vocab;
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
 use crate::decode::DecodePlan;
 use crate::error::{TokenizerError, shorten};
+use crate::growth;
 use crate::parts::{BpeParts, Names, Parts};
 use crate::template::EncodeTemplate;
 
@@ -38,6 +39,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Parts, TokenizerError> {
     let Some(vocab) = file.model.vocab else {
         return Err(TokenizerError::EmptyVocabulary);
     };
+    growth::check("normalizer", file.normalizer.as_ref())?;
+    growth::check("pre_tokenizer", file.pre_tokenizer.as_ref())?;
+    growth::check("decoder", file.decoder.as_ref())?;
     let model = BpeParts {
         vocab,
         merges: file.model.merges.into_iter().map(|merge| (merge.0, merge.1)).collect(),
@@ -61,8 +65,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Parts, TokenizerError> {
         model,
         added_tokens,
         decode_only: HashMap::new(),
-        normalizer: file.normalizer,
-        pre_tokenizer: file.pre_tokenizer,
+        normalizer: step(file.normalizer)?,
+        pre_tokenizer: step(file.pre_tokenizer)?,
         template: EncodeTemplate::from_json(file.post_processor.as_ref())?,
         decode_plan: DecodePlan::from_json(file.decoder.as_ref()),
         decoder: file.decoder.filter(|decoder| !decoder.is_null()),
@@ -81,13 +85,19 @@ fn reject_git_lfs_pointer(bytes: &[u8]) -> Result<(), TokenizerError> {
     Err(TokenizerError::GitLfsPointer { bytes: size.and_then(|digits| digits.trim_end().parse().ok()) })
 }
 
+/// A normalizer or pre-tokenizer of the `tokenizers` crate.
+fn step<T: DeserializeOwned>(step: Option<Value>) -> Result<Option<T>, TokenizerError> {
+    let step = step.filter(|step| !step.is_null()).map(serde_json::from_value).transpose();
+    step.map_err(|source| TokenizerError::Parse { source })
+}
+
 #[derive(Deserialize)]
 struct File {
     version: Option<String>,
     #[serde(default)]
     added_tokens: Vec<FileAddedToken>,
-    normalizer: Option<NormalizerWrapper>,
-    pre_tokenizer: Option<PreTokenizerWrapper>,
+    normalizer: Option<Value>,
+    pre_tokenizer: Option<Value>,
     post_processor: Option<Value>,
     decoder: Option<Value>,
     model: FileModel,

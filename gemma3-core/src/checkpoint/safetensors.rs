@@ -23,7 +23,10 @@ const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// The tensors of a file; `label` names it in errors.
 pub(super) fn parse(label: &str, bytes: &[u8]) -> Result<Vec<FileTensor>, CheckpointError> {
-    let refused = |problem: String| CheckpointError::Safetensors { file: label.to_owned(), problem };
+    let refused = |problem: String| CheckpointError::Safetensors {
+        file: label.to_owned(),
+        problem: json::shorten_sentence(&problem),
+    };
     if bytes.is_empty() {
         return Err(CheckpointError::EmptyFile { file: label.to_owned() });
     }
@@ -69,7 +72,8 @@ fn check_header(bytes: &[u8]) -> Result<(), String> {
         let end = tensor.get("data_offsets").and_then(|offsets| offsets.get(1)).and_then(Value::as_u64);
         if end.is_none_or(|end| end > data.len() as u64) {
             return Err(format!(
-                "tensor `{name}` should end within the {} bytes of data, it ends at {}",
+                "tensor `{}` should end within the {} bytes of data, it ends at {}",
+                json::shorten(name),
                 data.len(),
                 json::brief(tensor.get("data_offsets").and_then(|o| o.get(1)).unwrap_or(tensor)),
             ));

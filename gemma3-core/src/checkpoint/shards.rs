@@ -30,7 +30,9 @@ impl Index {
         let text = read_text(path, MAX_INDEX_BYTES)?;
         match shards_of_index(&text) {
             Ok(shards) => Ok(Self { label, shards }),
-            Err(problem) => Err(CheckpointError::Index { file: label, problem }),
+            Err(problem) => {
+                Err(CheckpointError::Index { file: label, problem: json::shorten_sentence(&problem) })
+            }
         }
     }
 
@@ -69,7 +71,7 @@ impl Index {
     }
 
     fn refused(&self, problem: String) -> CheckpointError {
-        CheckpointError::Index { file: self.label.clone(), problem }
+        CheckpointError::Index { file: self.label.clone(), problem: json::shorten_sentence(&problem) }
     }
 }
 

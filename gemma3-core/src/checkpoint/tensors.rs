@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::random::RandomBytes;
 use super::{CheckpointBytes, CheckpointError, TensorFormat};
+use crate::config::json::shorten;
 
 /// One tensor's bytes as they are stored.
 #[derive(Debug, Clone)]
@@ -86,7 +87,7 @@ impl TensorTable {
                 return Err(CheckpointError::TensorInTwoFiles {
                     first: self.label_of(other).to_owned(),
                     second: label,
-                    tensor: tensor.name,
+                    tensor: shorten(&tensor.name),
                 });
             }
             let entry = Entry {
@@ -119,26 +120,23 @@ impl TensorTable {
 
     /// The tensor with the given name; `source` names the checkpoint in the error.
     pub(super) fn view(&self, name: &str, source: &str) -> Result<TensorView<'_>, CheckpointError> {
-        let (name, entry) =
-            self.entries.get_key_value(name).ok_or_else(|| CheckpointError::MissingTensor {
-                file: source.to_owned(),
-                tensor: name.to_owned(),
-                expected: None,
-            })?;
+        let (name, entry) = self.entries.get_key_value(name).ok_or_else(|| {
+            CheckpointError::MissingTensor { file: source.to_owned(), tensor: shorten(name), expected: None }
+        })?;
         let file = self.label_of(entry);
         let format = match &entry.format {
             StoredFormat::Known(format) => *format,
             StoredFormat::Unknown(found) => {
                 return Err(CheckpointError::UnsupportedFormat {
                     file: file.to_owned(),
-                    tensor: name.clone(),
+                    tensor: shorten(name),
                     expected: &TensorFormat::ALL,
                     found: found.clone(),
                 });
             }
         };
         let expected = format.tensor_bytes(&entry.shape).map_err(|source| {
-            CheckpointError::InvalidTensor { file: file.to_owned(), tensor: name.clone(), source }
+            CheckpointError::InvalidTensor { file: file.to_owned(), tensor: shorten(name), source }
         })?;
         let mut place = None;
         let bytes = match &entry.content {
@@ -152,7 +150,7 @@ impl TensorTable {
                 let bytes = all.get(range.clone()).filter(|b| b.len() == expected);
                 Cow::Borrowed(bytes.ok_or_else(|| CheckpointError::OutOfFile {
                     file: file.to_owned(),
-                    tensor: name.clone(),
+                    tensor: shorten(name),
                     offset: range.start as u64,
                     expected: expected as u64,
                     found: all.len() as u64,

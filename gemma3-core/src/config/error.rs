@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use super::json::shorten;
+
 /// Why a configuration was refused. Every variant names the field, by its path in the file
 /// (`text_config.rope_scaling.factor`).
 #[derive(Debug, Clone, PartialEq, Error)]
@@ -54,7 +56,11 @@ impl ConfigError {
         expected: impl Into<String>,
         found: impl ToString,
     ) -> Self {
-        Self::InvalidField { field: field.into(), expected: expected.into(), found: found.to_string() }
+        Self::InvalidField {
+            field: field.into(),
+            expected: expected.into(),
+            found: shorten(&found.to_string()),
+        }
     }
 
     /// An [`ConfigError::Unsupported`] for a value that can be displayed.
@@ -63,6 +69,10 @@ impl ConfigError {
         expected: impl Into<String>,
         found: impl ToString,
     ) -> Self {
-        Self::Unsupported { field: field.into(), expected: expected.into(), found: found.to_string() }
+        Self::Unsupported {
+            field: field.into(),
+            expected: expected.into(),
+            found: shorten(&found.to_string()),
+        }
     }
 }

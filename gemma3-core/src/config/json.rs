@@ -12,7 +12,8 @@ use super::{ConfigError, Note, Topic};
 /// Parses JSON, refusing an object that names a key twice: readers disagree on which one counts,
 /// so such a file means different models to different programs.
 pub(crate) fn parse(text: &str) -> Result<Value, ConfigError> {
-    let refused = |error: serde_json::Error| ConfigError::Json { problem: error.to_string() };
+    let refused =
+        |error: serde_json::Error| ConfigError::Json { problem: shorten_sentence(&error.to_string()) };
     serde_json::from_str::<UniqueKeys>(text).map_err(refused)?;
     serde_json::from_str(text).map_err(refused)
 }
@@ -70,7 +71,7 @@ impl<'de> Visitor<'de> for UniqueKeys {
         while let Some(key) = entries.next_key::<String>()? {
             entries.next_value::<Self>()?;
             if let Some(key) = keys.replace(key) {
-                return Err(A::Error::custom(format!("key `{key}` appears twice")));
+                return Err(A::Error::custom(format!("key `{}` appears twice", shorten(&key))));
             }
         }
         Ok(self)
@@ -218,18 +219,36 @@ impl<'a> Fields<'a> {
 
 /// A value as text for an error, cut where a hostile file would make it long.
 pub(crate) fn brief(value: &Value) -> String {
-    const LONGEST: usize = 80;
     match value {
         Value::Array(values) => format!("a list of {} values", values.len()),
         Value::Object(map) => format!("an object of {} fields", map.len()),
-        other => {
-            let text = other.to_string();
-            match text.char_indices().nth(LONGEST) {
-                Some((cut, _)) => format!("{}...", text.get(..cut).unwrap_or_default()),
-                None => text,
-            }
+        other => shorten(&other.to_string()),
+    }
+}
+
+/// A word of a file for an error: cut where a hostile file would make it long, and without characters that a
+/// terminal obeys.
+pub(crate) fn shorten(word: &str) -> String {
+    shorten_to(word, 80)
+}
+
+/// [`shorten`] for a sentence that may contain words of a file.
+pub(crate) fn shorten_sentence(sentence: &str) -> String {
+    shorten_to(sentence, 400)
+}
+
+fn shorten_to(text: &str, longest: usize) -> String {
+    let mut shortened = String::new();
+    for character in text.chars().take(longest) {
+        match character.is_control() {
+            true => shortened.extend(character.escape_default()),
+            false => shortened.push(character),
         }
     }
+    if text.chars().nth(longest).is_some() {
+        shortened.push_str("...");
+    }
+    shortened
 }
 
 /// A non-negative integer; `640.0` counts as one.

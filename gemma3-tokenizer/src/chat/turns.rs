@@ -4,6 +4,7 @@
 //! two newlines come before the content of the first turn. Contents are stripped, the system text is not.
 
 use super::{ChatError, Edition, Message, Part, Role};
+use crate::error::shorten;
 use crate::special;
 
 /// A piece of a rendered conversation. Texts side by side belong together: they merge when they are encoded.
@@ -51,7 +52,7 @@ impl<'a> Turns<'a> {
         for (slot, message) in turns.iter().enumerate() {
             let is_user = message.role.name() == "user";
             if is_user != slot.is_multiple_of(2) {
-                let (index, role) = (slot.saturating_add(first_index), message.role.name().to_owned());
+                let (index, role) = (slot.saturating_add(first_index), shorten(message.role.name()));
                 return Err(ChatError::RolesMustAlternate { index, role });
             }
             this.turn(message, system.take().map(|system| (system, edition.system_end())));
@@ -65,7 +66,7 @@ impl<'a> Turns<'a> {
     /// What follows an answer: its end, the user's turn, and the beginning of the next answer.
     pub fn after_answer(message: &'a Message, is_answer_ended: bool) -> Result<Self, ChatError> {
         if message.role.name() != "user" {
-            return Err(ChatError::NotAUserTurn { role: message.role.name().to_owned() });
+            return Err(ChatError::NotAUserTurn { role: shorten(message.role.name()) });
         }
         let mut this = Self::default();
         if !is_answer_ended {

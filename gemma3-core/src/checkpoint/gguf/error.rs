@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::config::json::shorten;
+
 /// Why a GGUF file was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum GgufError {
@@ -190,4 +192,27 @@ pub enum GgufError {
 
 fn or_nothing(number: &Option<u64>) -> String {
     number.map_or("nothing".to_owned(), |number| number.to_string())
+}
+
+impl GgufError {
+    /// The same error with the file's words shortened: a name may have any length and any characters.
+    pub(super) fn shortened(mut self) -> Self {
+        let words: [Option<&mut String>; 2] = match &mut self {
+            Self::Truncated { what: word, .. }
+            | Self::NotUtf8 { what: word, .. }
+            | Self::UnknownValueType { key: word, .. }
+            | Self::NestedArray { key: word }
+            | Self::InvalidBool { key: word, .. }
+            | Self::DuplicateKey { key: word }
+            | Self::DuplicateTensor { tensor: word }
+            | Self::TooManyDimensions { tensor: word, .. }
+            | Self::InvalidShape { tensor: word, .. }
+            | Self::MisalignedTensor { tensor: word, .. }
+            | Self::TensorOutOfFile { tensor: word, .. } => [Some(word), None],
+            Self::OverlappingTensors { first, second } => [Some(first), Some(second)],
+            _ => [None, None],
+        };
+        words.into_iter().flatten().for_each(|word| *word = shorten(word));
+        self
+    }
 }

@@ -124,7 +124,8 @@ pub(super) fn read_header(
     bytes: &CheckpointBytes,
 ) -> Result<(GgufMetadata, Vec<FileTensor>), CheckpointError> {
     stand_in::reject(label, bytes.as_slice())?;
-    parse_header(bytes).map_err(|source| CheckpointError::Gguf { file: label.to_owned(), source })
+    parse_header(bytes)
+        .map_err(|source| CheckpointError::Gguf { file: label.to_owned(), source: source.shortened() })
 }
 
 fn parse_header(bytes: &CheckpointBytes) -> Result<(GgufMetadata, Vec<FileTensor>), GgufError> {

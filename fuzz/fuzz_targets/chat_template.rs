@@ -1,0 +1,3 @@
+#![no_main]
+
+gemma3_fuzz::fuzz!(gemma3_fuzz::targets::CHAT_TEMPLATE);
