@@ -256,8 +256,9 @@ fn scores_do_not_depend_on_the_chunk() {
     }
 }
 
-/// Chunks of a few tokens have other roundings. In fast mode they are as large as what fast mode may cost
-/// (`fast_mode.rs`), which is what another rounding of the activations is.
+/// Chunks of a few tokens have other roundings. In fast mode they may be as large as fast mode itself (`fast_mode.rs`):
+/// up to 8 tokens at once have 8 bits where a prompt has 14, a few more only attend otherwise, which moves some
+/// activation by a step here and there.
 #[test]
 fn tiny_chunks_differ_by_what_the_mode_rounds() {
     let (Some(device), Some(folder), Some(gguf)) = (flex(), golden("tiny-text"), golden("tiny-text.gguf"))
@@ -266,11 +267,12 @@ fn tiny_chunks_differ_by_what_the_mode_rounds() {
     };
     let config = Checkpoint::open(folder).expect("the folder").config().text.clone();
     let checkpoint = Checkpoint::open(gguf).expect("the GGUF").with_text_config(config).expect("one shape");
-    for (precision, most, mean) in [(Precision::Exact, 2e-4, 2e-5), (Precision::Fast, 1.15, 0.15)] {
+    for precision in PRECISIONS {
         let model = model(&checkpoint, &device, precision, 2);
         let ids = ids(&model, 90, 4);
         let logits = |chunk: usize| {
-            let mut cache = model.new_cache(&cache(90, None)).expect("a cache");
+            let mut cache =
+                model.new_cache(&CacheOptions { capacity: Some(90), ..cache(90, None) }).expect("a cache");
             let mut rows = Vec::new();
             for ids in ids.chunks(chunk) {
                 let segment = Segment { input: SegmentInput::Ids(ids), cache: &mut cache };
@@ -280,6 +282,11 @@ fn tiny_chunks_differ_by_what_the_mode_rounds() {
         };
         let whole = logits(90);
         for chunk in [1, 5, 9, 16] {
+            let (most, mean) = match precision {
+                Precision::Exact => (2e-4, 2e-5),
+                Precision::Fast if chunk <= 8 => (1.15, 0.15),
+                Precision::Fast => (0.41, 0.055),
+            };
             let found = logits(chunk);
             let largest = max_difference(&found, &whole);
             let sum: f32 = found.iter().zip(&whole).map(|(a, b)| (a - b).abs()).sum();
