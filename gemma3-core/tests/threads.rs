@@ -256,6 +256,47 @@ fn scores_do_not_depend_on_the_chunk() {
     }
 }
 
+/// Chunks of a few tokens have other roundings. In fast mode they may be as large as fast mode itself (`fast_mode.rs`):
+/// up to 8 tokens at once have 8 bits where a prompt has 14, a few more only attend otherwise, which moves some
+/// activation by a step here and there.
+#[test]
+fn tiny_chunks_differ_by_what_the_mode_rounds() {
+    let (Some(device), Some(folder), Some(gguf)) = (flex(), golden("tiny-text"), golden("tiny-text.gguf"))
+    else {
+        return;
+    };
+    let config = Checkpoint::open(folder).expect("the folder").config().text.clone();
+    let checkpoint = Checkpoint::open(gguf).expect("the GGUF").with_text_config(config).expect("one shape");
+    for precision in PRECISIONS {
+        let model = model(&checkpoint, &device, precision, 2);
+        let ids = ids(&model, 90, 4);
+        let logits = |chunk: usize| {
+            let mut cache =
+                model.new_cache(&CacheOptions { capacity: Some(90), ..cache(90, None) }).expect("a cache");
+            let mut rows = Vec::new();
+            for ids in ids.chunks(chunk) {
+                let segment = Segment { input: SegmentInput::Ids(ids), cache: &mut cache };
+                rows.extend(model.forward_all(&mut [segment]).expect("logits"));
+            }
+            rows.concat()
+        };
+        let whole = logits(90);
+        for chunk in [1, 5, 9, 16] {
+            let (most, mean) = match precision {
+                Precision::Exact => (2e-4, 2e-5),
+                Precision::Fast if chunk <= 8 => (1.15, 0.15),
+                Precision::Fast => (0.41, 0.055),
+            };
+            let found = logits(chunk);
+            let largest = max_difference(&found, &whole);
+            let sum: f32 = found.iter().zip(&whole).map(|(a, b)| (a - b).abs()).sum();
+            let average = sum / found.len() as f32;
+            println!("{precision:?}, {chunk} at once: at most {largest:.2e}, in the mean {average:.2e}");
+            assert!(largest <= most && average <= mean, "{precision:?}, {chunk}: {largest} and {average}");
+        }
+    }
+}
+
 #[test]
 fn up_to_eight_sequences_are_computed_in_fast_mode_as_each_alone() {
     let Some(device) = flex() else { return };

@@ -10,7 +10,7 @@ use gemma3_core::ops::Precision;
 use gemma3_core::{Device, Threads};
 use gemma3_vision::weights::random_tensors;
 use gemma3_vision::{
-    EncodeOptions, Image, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
+    EncodeOptions, EncodedImage, Image, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
 };
 
 /// 18 x 18 patches: tiles of attention that end differently with every number of threads.
@@ -44,15 +44,16 @@ fn checkpoint(format: TensorFormat) -> Checkpoint {
 }
 
 fn image(seed: u32) -> Image {
-    let pixels = (0..300 * 200 * 3_u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 24) as u8);
-    Image::from_rgb8(300, 200, pixels.collect()).expect("an image")
+    let pixels: Vec<u8> =
+        (0..300 * 200 * 3_u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    Image::from_rgb8(300, 200, pixels).expect("an image")
 }
 
 /// The vectors of each image, encoded as many together as the bytes allow.
 fn encode(model: &VisionModel, images: &[Image], working_bytes: u64) -> Vec<Vec<u32>> {
     let options = EncodeOptions { working_bytes, ..EncodeOptions::default() };
     let encoded = model.encode(images, &options).expect("soft tokens");
-    let values = |image: &gemma3_vision::EncodedImage| {
+    let values = |image: &EncodedImage| -> Vec<u32> {
         let values = image.views()[0].vectors().clone().into_data().try_into_vec::<f32>().expect("f32");
         assert_eq!(values.len(), 36 * 96);
         values.iter().map(|value| value.to_bits()).collect()

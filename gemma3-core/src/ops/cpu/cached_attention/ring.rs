@@ -74,12 +74,12 @@ mod tests {
 
     #[test]
     fn a_block_is_put_together_where_the_ring_ends() {
-        let ring = [60, 61, 70, 71, 80, 81, 50, 51]; // Positions 6, 7, 8 and 5 in four slots.
+        let ring = [80, 81, 50, 51, 60, 61, 70, 71]; // Positions 8, 5, 6 and 7 in four slots.
         let mut gathered = Vec::new();
-        assert_eq!(rows(&ring, 2, &Block { position: 6, len: 3 }, &mut gathered), &ring[..6]);
+        assert_eq!(rows(&ring, 2, &Block { position: 5, len: 3 }, &mut gathered), &ring[2..]);
         assert!(gathered.is_empty());
-        let found = rows(&ring, 2, &Block { position: 5, len: 3 }, &mut gathered);
-        assert_eq!(found, [50, 51, 60, 61, 70, 71]);
+        let found = rows(&ring, 2, &Block { position: 6, len: 3 }, &mut gathered);
+        assert_eq!(found, [60, 61, 70, 71, 80, 81]);
     }
 
     #[test]
