@@ -198,7 +198,7 @@ impl GpuDecoder {
         ChunkRows {
             first_row,
             rows,
-            positions: self.stream.upload_words(&[sequence.position as u32, rows as u32]),
+            position: self.stream.upload_words(&[sequence.position as u32]),
             local_visible: visible(Some(self.sizes.window)),
             global_visible: visible(None),
             cache,

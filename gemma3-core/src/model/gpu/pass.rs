@@ -41,8 +41,8 @@ pub(super) struct Step<'a> {
 pub(super) struct ChunkRows<'a> {
     pub(super) first_row: usize,
     pub(super) rows: usize,
-    /// Position of the first, and how many there are, u32 \[2\].
-    pub(super) positions: Handle,
+    /// Position of the first, u32 \[1\].
+    pub(super) position: Handle,
     /// First and end of the positions that each row sees, u32 \[rows, 2\], in local layers and in global ones.
     pub(super) local_visible: Handle,
     pub(super) global_visible: Handle,
@@ -476,7 +476,7 @@ impl GpuDecoder {
             q_scale: &layer.q_norm,
             k_scale: &layer.k_norm,
             inv_freq: self.frequencies(layer.kind),
-            positions: &chunk.positions,
+            positions: &chunk.position,
             queries,
             keys: &cache.keys,
             values: &cache.values,

@@ -148,15 +148,14 @@ pub fn decode_attention(client: &Client, attention: DecodeAttention, step: Decod
             BufferArg::from_raw_parts(step.keys.clone(), attention.cache.quads()),
             BufferArg::from_raw_parts(step.values.clone(), attention.cache.quads()),
             BufferArg::from_raw_parts(step.partial.clone(), attention.partial_floats() / 4),
-            step.query_factor.to_bits(),
-            step.eps.to_bits(),
+            step.query_factor,
+            step.eps,
             attention,
         );
     }
 }
 
-/// Cube `[split, kv_head, sequence]`. Eight buffers are all that WebGPU promises, so that there is none left for scalars:
-/// they are constants, given as their bits.
+/// Cube `[split, kv_head, sequence]`.
 #[cube(launch_unchecked)]
 fn split_kernel<N: Size>(
     qkv: &[Quad],
@@ -167,12 +166,10 @@ fn split_kernel<N: Size>(
     keys: &mut [Vector<u32, N>],
     values: &mut [Vector<u32, N>],
     partial: &mut [Quad],
-    #[comptime] query_factor_bits: u32,
-    #[comptime] eps_bits: u32,
+    query_factor: f32,
+    eps: f32,
     #[comptime] attention: DecodeAttention,
 ) {
-    let query_factor = comptime!(f32::from_bits(query_factor_bits)).runtime();
-    let eps = comptime!(f32::from_bits(eps_bits)).runtime();
     let layout = comptime!(attention.cache);
     let groups = comptime!(attention.groups);
     let shared_by = comptime!(attention.queries_per_key());

@@ -144,8 +144,7 @@ pub(crate) fn normed_input_kernel<N: Size>(
     );
 }
 
-/// `rms_norm(h) Wᵀ` with `h = x + rms_norm(branch)`, which is written to `stream`. Eight buffers are all that WebGPU
-/// promises, so that there is none left for a scalar: `eps` is a constant, given as its bits.
+/// `rms_norm(h) Wᵀ` with `h = x + rms_norm(branch)`, which is written to `stream`.
 #[cube(launch_unchecked)]
 pub(crate) fn residual_input_kernel<N: Size>(
     x: &[Quad],
@@ -156,11 +155,10 @@ pub(crate) fn residual_input_kernel<N: Size>(
     side: &[u32],
     stream: &mut [Quad],
     out: &mut [f32],
-    #[comptime] eps_bits: u32,
+    eps: f32,
     #[comptime] product: Product,
     #[comptime] epilogue: Epilogue,
 ) {
-    let eps = comptime!(f32::from_bits(eps_bits)).runtime();
     let mut held_x = Array::<Quad>::new(comptime!(product.held_quads()));
     let mut held_branch = Array::<Quad>::new(comptime!(product.held_quads()));
     let mut held_branch_scale = Array::<Quad>::new(comptime!(product.held_quads()));

@@ -185,7 +185,7 @@ fn launch(
                 side,
                 rows(stream),
                 out,
-                eps.to_bits(),
+                eps,
                 product,
                 epilogue,
             );

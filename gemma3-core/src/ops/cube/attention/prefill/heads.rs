@@ -38,8 +38,7 @@ pub struct ChunkHeads<'a> {
     pub k_scale: &'a Handle,
     /// Radians per position, \[head_dim / 2\].
     pub inv_freq: &'a Handle,
-    /// Positions, u32: of each sequence's token, or of the first token of a prompt and then the number of its tokens.
-    /// Positions are below 131,072.
+    /// Positions, u32: of each sequence's token, or of the first token of a prompt. Below 131,072.
     pub positions: &'a Handle,
     /// Receives the queries, \[tokens, heads, head_dim\].
     pub queries: &'a Handle,
@@ -79,7 +78,7 @@ pub fn norm_rope_cache_chunk(
     let quads = head_dim / 4;
     // Every plane a group of its own.
     let groups = Groups { planes: 1, groups: groups.groups * groups.planes, ..groups };
-    let positions = if prompt { 2 } else { tokens };
+    let positions = if prompt { 1 } else { tokens };
     // SAFETY: the lengths are those of the shapes; slots are below their number by the remainder, tokens by
     // comparison.
     unsafe {
@@ -96,11 +95,12 @@ pub fn norm_rope_cache_chunk(
             BufferArg::from_raw_parts(step.queries.clone(), tokens * heads * quads),
             BufferArg::from_raw_parts(step.keys.clone(), cache.quads()),
             BufferArg::from_raw_parts(step.values.clone(), cache.quads()),
-            step.query_factor.to_bits(),
-            step.eps.to_bits(),
+            tokens as u32,
+            sequence as u32,
+            step.query_factor,
+            step.eps,
             heads,
             prompt,
-            sequence,
             cache,
             groups,
         );
@@ -108,10 +108,7 @@ pub fn norm_rope_cache_chunk(
 }
 
 /// Cube `[tokens, head]`. A unit holds quads of the first half of the head and those of the second that they
-/// turn with. `prompt`: all tokens are of `sequence`; one of each otherwise.
-///
-/// Eight buffers are all that WebGPU promises, so that there is none left for scalars: they are constants, given as their
-/// bits, or lie in a buffer.
+/// turn with.
 #[cube(launch_unchecked)]
 fn heads_kernel<N: Size>(
     qkv: &[Quad],
@@ -122,11 +119,12 @@ fn heads_kernel<N: Size>(
     queries: &mut [Quad],
     keys: &mut [Vector<u32, N>],
     values: &mut [Vector<u32, N>],
-    #[comptime] query_factor_bits: u32,
-    #[comptime] eps_bits: u32,
+    tokens: u32,
+    sequence: u32,
+    query_factor: f32,
+    eps: f32,
     #[comptime] heads: usize,
     #[comptime] prompt: bool,
-    #[comptime] sequence: usize,
     #[comptime] layout: CacheLayout,
     #[comptime] groups: Groups,
 ) {
@@ -136,15 +134,11 @@ fn heads_kernel<N: Size>(
     let head = CUBE_POS_Y as usize;
     let unit = unit_of_group(groups);
     let own = CUBE_POS_X as usize * comptime!(groups.groups) + group_of_cube(groups);
-    let query_factor = comptime!(f32::from_bits(query_factor_bits)).runtime();
-    let eps = comptime!(f32::from_bits(eps_bits)).runtime();
-    let tokens =
-        if comptime!(prompt) { positions[1] as usize } else { comptime!(layout.sequences).runtime() };
     // Groups beyond the last token repeat it and write nothing: sums may need the whole cube.
-    let present = own < tokens;
-    let token = min(own, tokens - 1);
+    let present = own < tokens as usize;
+    let token = min(own, tokens as usize - 1);
     let (sequence, position) = if comptime!(prompt) {
-        (comptime!(sequence).runtime(), positions[0] + token as u32)
+        (sequence as usize, positions[0] + token as u32)
     } else {
         (token, positions[token])
     };

@@ -238,7 +238,7 @@ fn a_prompts_heads_are_normalized_turned_and_cached() {
         for format in formats {
             let cache = CacheLayout { sequences: 2, kv_heads, slots: 19, head_dim, format };
             for (chunk, positions, tokens) in [
-                (Chunk::Prompt { sequence: 1, tokens: 18 }, vec![90_001_u32, 18], 18),
+                (Chunk::Prompt { sequence: 1, tokens: 18 }, vec![90_001_u32], 18),
                 (Chunk::Batch, vec![13, 90_001], 2),
             ] {
                 let mut random = Random::new(20);
