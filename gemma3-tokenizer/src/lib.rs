@@ -71,7 +71,6 @@ mod chat;
 mod decode;
 mod error;
 mod gguf;
-mod growth;
 mod images;
 #[cfg(feature = "jinja")]
 mod jinja;
@@ -80,6 +79,7 @@ mod model;
 mod parts;
 mod prompt;
 pub mod special;
+mod steps;
 mod stream;
 mod template;
 mod tokenizer;
