@@ -73,7 +73,6 @@ mod chat;
 mod decode;
 mod error;
 mod gguf;
-mod growth;
 mod images;
 #[cfg(feature = "jinja")]
 mod jinja;
@@ -84,6 +83,7 @@ mod model;
 mod parts;
 mod prompt;
 pub mod special;
+mod steps;
 mod stream;
 mod template;
 mod tokenizer;

@@ -14,8 +14,8 @@ use tokenizers::models::bpe::Vocab;
 
 use crate::decode::DecodePlan;
 use crate::error::{TokenizerError, shorten};
-use crate::growth;
 use crate::parts::{BpeParts, Names, Parts};
+use crate::steps;
 use crate::template::EncodeTemplate;
 
 /// Reads the bytes of a tokenizer.json.
@@ -39,9 +39,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Parts, TokenizerError> {
     let Some(vocab) = file.model.vocab else {
         return Err(TokenizerError::EmptyVocabulary);
     };
-    growth::check("normalizer", file.normalizer.as_ref())?;
-    growth::check("pre_tokenizer", file.pre_tokenizer.as_ref())?;
-    growth::check("decoder", file.decoder.as_ref())?;
+    steps::check("normalizer", file.normalizer.as_ref())?;
+    steps::check("pre_tokenizer", file.pre_tokenizer.as_ref())?;
+    steps::check("decoder", file.decoder.as_ref())?;
     let model = BpeParts {
         vocab,
         merges: file.model.merges.into_iter().map(|merge| (merge.0, merge.1)).collect(),
