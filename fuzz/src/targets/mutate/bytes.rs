@@ -29,7 +29,7 @@ pub fn bytes(random: &mut Random, input: &mut Vec<u8>, other: &[u8]) {
     match random.below(10) {
         0 | 1 => flip_bit(random, input),
         2 => set_byte(random, input),
-        3 | 4 | 5 => change_number(random, input),
+        3..=5 => change_number(random, input),
         6 => remove(random, input),
         7 => repeat(random, input),
         8 => input.truncate(random.below(input.len())),
