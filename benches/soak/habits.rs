@@ -34,8 +34,7 @@ impl Habits {
             }
             None => None,
         };
-        let mut chat =
-            gemma.chat().system("Be brief.").session(session.clone()).when_full(WhenFull::DropOldest);
+        let mut chat = gemma.chat().system("Be brief.").session(session).when_full(WhenFull::DropOldest);
         if let Some(images) = &images {
             chat = chat.image_cache(images.clone());
         }
