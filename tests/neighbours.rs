@@ -9,7 +9,7 @@ use std::path::Path;
 
 use build_gguf::{GgufBuilder, array_value, string_value, strings_value, u32_value};
 use gemma3::core::checkpoint::Checkpoint;
-use gemma3::{Error, Gemma3, WarningKind};
+use gemma3::{Error, Gemma3, GenerateOptions, WarningKind};
 use tempfile::TempDir;
 
 /// Everything that may lie beside a model, of no use to any.
@@ -230,6 +230,25 @@ fn a_broken_file_that_may_hold_the_chat_template_is_named() {
 
 /// What an interrupted download leaves in a cache of links.
 #[cfg(unix)]
+#[test]
+fn an_adapter_beside_a_whole_model_is_warned_of() {
+    let Some(folder) = copy_of("tiny-text") else { return };
+    let ids = |gemma: &Gemma3| {
+        gemma.generate("hello", &GenerateOptions { max_new_tokens: Some(4), ..GenerateOptions::greedy() })
+    };
+    let alone = load(folder.path()).expect("a model");
+    assert_eq!(alone.warnings(), []);
+    write(&folder, "adapter_config.json", r#"{"peft_type": "LORA", "base_model_name_or_path": "base"}"#);
+    let beside = load(folder.path()).expect("the model without the adapter");
+    assert_eq!(
+        beside.warnings().iter().map(|warning| warning.kind).collect::<Vec<_>>(),
+        [WarningKind::IgnoredFile]
+    );
+    let text = beside.warnings()[0].to_string();
+    assert!(text.contains("adapter_config.json: an adapter lies beside the model"), "{text}");
+    assert_eq!(ids(&beside).expect("a text"), ids(&alone).expect("a text"));
+}
+
 #[test]
 fn a_link_to_nowhere_is_not_an_absent_file() {
     let Some(folder) = copy_of("tiny-text") else { return };

@@ -29,7 +29,8 @@ pub(super) struct Folder {
 /// transformers, `model.safetensors` where it exists, else the shards of the index; without an index the
 /// numbered shards.
 pub(super) fn open_folder(folder: &Path) -> Result<Folder, CheckpointError> {
-    let configs = read_configs(folder)?;
+    let mut configs = read_configs(folder)?;
+    configs.warnings.extend(adapter::beside(folder));
     let mut table = TensorTable::default();
     let single = folder.join(SINGLE_FILE);
     let index = folder.join(INDEX);

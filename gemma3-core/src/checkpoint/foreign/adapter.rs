@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::file_kind::shown;
 use crate::checkpoint::folder::{MAX_CONFIG_BYTES, read_text};
 use crate::checkpoint::tensors::TensorTable;
-use crate::checkpoint::{CheckpointError, GgufFile};
+use crate::checkpoint::{CheckpointError, GgufFile, Warning, WarningKind};
 use crate::config::json;
 
 const CONFIG: &str = "adapter_config.json";
@@ -32,6 +32,16 @@ pub(in crate::checkpoint) fn in_folder(folder: &Path) -> Option<CheckpointError>
         .into_iter()
         .flat_map(|name| ["safetensors", "bin"].map(|extension| folder.join(format!("{name}.{extension}"))));
     weights.into_iter().find(|path| path.is_file()).map(|path| unnamed(&path.display().to_string()))
+}
+
+/// The warning for an adapter beside a whole model, which transformers would put on it.
+pub(in crate::checkpoint) fn beside(folder: &Path) -> Option<Warning> {
+    let config = folder.join(CONFIG);
+    config.is_file().then(|| {
+        let problem = "an adapter lies beside the model";
+        let effect = "the model is loaded without it; merge it first if it is meant";
+        Warning::new(WarningKind::IgnoredFile, config.display().to_string(), problem, effect)
+    })
 }
 
 /// The error for a file that is called as adapters are; `None` for another name.
