@@ -35,8 +35,10 @@ fn browsers_take_every_shader_of_the_decoder() {
     for planes in [None, Some(LANES)] {
         PLANES.set(planes);
         let _refused = image_operations(&refusing);
+        let _refused = everything(&model(&refusing, TensorFormat::BF16));
         for format in TensorFormat::ALL {
-            let _refused = everything(&model(&refusing, format));
+            // A prompt, and steps.
+            let _refused = generate(&mut session(&model(&refusing, format), 11), SamplingOptions::greedy());
         }
         PLANES.set(None);
         println!("{} shaders with planes of {planes:?}", browser::check_all());
