@@ -27,7 +27,7 @@ fn browsers_take_every_shader_of_the_decoder() {
     let Some(device) = browser::device() else { return println!("skipped: no device of wgpu") };
     browser::collect();
     let result = every_operation(&device);
-    let without_planes = browser::check_all();
+    let first = browser::check_all();
     result.expect("the kernels need no more than there is");
 
     PLANES.set(Some(LANES));
@@ -35,11 +35,8 @@ fn browsers_take_every_shader_of_the_decoder() {
     PLANES.set(None);
     println!("with planes of {LANES}: {result:?}");
     let all = browser::check_all();
-    println!("{without_planes} shaders without plane operations, {} with", all - without_planes);
-    assert!(
-        without_planes > 50 && all > without_planes + 30,
-        "{without_planes} of {all} shaders were collected"
-    );
+    println!("{first} shaders as the device has planes, {} more with planes of {LANES}", all - first);
+    assert!(first > 40, "{first} of {all} shaders were collected");
 }
 
 /// One of each kind, which is what the time of an ordinary test allows; all where the shaders are asked for.
