@@ -74,6 +74,8 @@ mod gguf;
 mod images;
 #[cfg(feature = "jinja")]
 mod jinja;
+#[cfg(feature = "jinja")]
+mod jinja_values;
 mod merges;
 mod model;
 mod parts;
