@@ -12,6 +12,7 @@ use minijinja::{Environment, Error, ErrorKind, State, syntax::SyntaxConfig};
 
 use crate::chat::is_python_space;
 use crate::error::shorten_sentence;
+use crate::jinja_values;
 
 /// What a template may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,8 @@ pub struct JinjaLimits {
     /// Length of the template.
     pub source_bytes: usize,
     /// Work of one rendering: about one for each instruction, and for each 64 bytes of data made (so it bounds the
-    /// memory too, at 64 bytes each).
+    /// memory too, at 64 bytes each). What minijinja 3.1 charges too late is a list that is made text: the text of a list
+    /// that holds a long one a thousand times (`[range(100000)] * 1000 | string`) is there before it is paid for.
     pub fuel: u64,
     /// Length of the rendered text.
     pub output_bytes: usize,
@@ -81,6 +83,9 @@ pub enum JinjaError {
 
 /// A compiled chat template.
 ///
+/// Variables hold values of at most 64 levels, and attributes of a `namespace` data only: a namespace in a namespace is a
+/// copy. Rendering takes place in a thread of its own, whose stack is large enough for whatever a template may do.
+///
 /// ```
 /// use gemma3_tokenizer::{JinjaLimits, JinjaTemplate, Message, conversation_to_json};
 ///
@@ -115,7 +120,10 @@ impl JinjaTemplate {
         }
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         let mut environment = Environment::new();
-        environment.set_syntax(syntax.map_err(|source| JinjaError::Syntax { source })?);
+        let syntax = syntax.map_err(|source| JinjaError::Syntax { source })?;
+        let source = jinja_values::bound_assignments(source, syntax.clone())
+            .map_err(|source| JinjaError::Syntax { source })?;
+        environment.set_syntax(syntax);
         environment.set_fuel(Some(limits.fuel));
         environment.set_recursion_limit(limits.recursion);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
@@ -124,9 +132,8 @@ impl JinjaTemplate {
         // Unlike in minijinja, in Python None is not iterable.
         environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.set_unknown_method_callback(python_method);
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(|source| JinjaError::Syntax { source })?;
+        jinja_values::add_filters(&mut environment);
+        environment.add_template_owned(NAME, source).map_err(|source| JinjaError::Syntax { source })?;
         Ok(Self { environment, limits })
     }
 
@@ -147,17 +154,33 @@ impl JinjaTemplate {
         variables: &[(&str, &str)],
     ) -> Result<String, JinjaError> {
         let variables = variables.iter().map(|&(name, value)| (name, Value::from(value)));
-        self.render_values(messages, add_generation_prompt, variables)
+        self.render_values(messages, add_generation_prompt, variables.collect())
     }
 
     /// [`JinjaTemplate::render`] with variables of any type.
-    pub(crate) fn render_values<'v>(
+    pub(crate) fn render_values(
         &self,
         messages: &serde_json::Value,
         add_generation_prompt: bool,
-        variables: impl Iterator<Item = (&'v str, Value)>,
+        variables: Vec<(&str, Value)>,
     ) -> Result<String, JinjaError> {
-        let mut context: Vec<(&str, Value)> = variables.collect();
+        let render = || self.render_here(messages, add_generation_prompt, variables.clone());
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(jinja_values::STACK_BYTES);
+            match thread.spawn_scoped(scope, render) {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(_) => render(), // A system without threads.
+            }
+        })
+    }
+
+    fn render_here(
+        &self,
+        messages: &serde_json::Value,
+        add_generation_prompt: bool,
+        variables: Vec<(&str, Value)>,
+    ) -> Result<String, JinjaError> {
+        let mut context = variables;
         context.push(("messages", Value::from(Serde(messages))));
         context.push(("add_generation_prompt", Value::from(add_generation_prompt)));
         let context = Value::from_pairs(context);

@@ -83,7 +83,7 @@ impl JinjaTemplate {
     ) -> Result<String, JinjaError> {
         let none = ["tools", "documents"].map(|name| (name, JinjaValue::from(())));
         let variables = variables.iter().map(|&(name, value)| (name, JinjaValue::from(value)));
-        self.render_values(conversation, add_generation_prompt, none.into_iter().chain(variables))
+        self.render_values(conversation, add_generation_prompt, none.into_iter().chain(variables).collect())
     }
 }
 

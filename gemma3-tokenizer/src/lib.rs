@@ -78,6 +78,8 @@ mod images;
 mod jinja;
 #[cfg(feature = "jinja")]
 mod jinja_chat;
+#[cfg(feature = "jinja")]
+mod jinja_values;
 mod merges;
 mod model;
 mod parts;

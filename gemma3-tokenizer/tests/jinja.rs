@@ -100,3 +100,71 @@ fn the_methods_that_templates_use_behave_as_in_python() {
         assert_eq!(render(source).unwrap_or_else(|error| panic!("{source}: {error}")), expected, "{source}");
     }
 }
+
+#[test]
+fn a_value_that_holds_itself_or_is_too_deep_is_an_error() {
+    for source in [
+        // Each ended the process: by writing, comparing or dropping the value.
+        "{% set ns = namespace(x=0) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}",
+        "{% set ns = namespace(x=0) %}{% for i in range(99999) %}{% set ns.x = {'a': ns.x} %}{% endfor %}",
+        "{% set ns = namespace() %}{% for i in range(99999) %}{% set ns.x = namespace(x=ns.x) %}{% endfor %}",
+        "{% set ns = namespace() %}{% for i in range(99999) %}{% set ns.x | default([ns.x], true) %}{% endset %}{% endfor %}",
+    ] {
+        assert!(matches!(render(source), Err(JinjaError::Render { .. })), "{source}: {:?}", render(source));
+    }
+    let straight = format!("{{% set x = 0 %}}{}{{{{ x }}}}", "{% set x = [[[[[[[[x]]]]]]]] %}".repeat(5000));
+    assert!(matches!(render(&straight), Err(JinjaError::Render { .. })));
+    // As deep as the limits allow, without an assignment.
+    let calls = format!(
+        "{{% macro f(x) %}}{{{{ f({}x{}) }}}}{{{{ x }}}}{{% endmacro %}}{{{{ f(1) }}}}",
+        "[".repeat(40),
+        "]".repeat(40)
+    );
+    assert!(matches!(render(&calls), Err(JinjaError::Render { .. } | JinjaError::OutOfFuel { .. })));
+    let leaf = format!(
+        "{{% macro f(x, n) %}}{{% if n > 0 %}}{{{{ f({}x{}, n - 1) }}}}{{% else %}}{{{{ x }}}}{{% endif %}}{{% endmacro %}}{{{{ f(1, 40) }}}}",
+        "[".repeat(40),
+        "]".repeat(40)
+    );
+    let limits = JinjaLimits { recursion: 500, ..JinjaLimits::default() };
+    let text = render_within(&leaf, limits).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(text, format!("{}1{}", "[".repeat(1600), "]".repeat(1600)));
+}
+
+#[test]
+fn a_namespace_holds_a_copy() {
+    assert_eq!(
+        render("{% set ns = namespace(a=1) %}{% set ns.b = ns %}{% set ns.a = 2 %}{{ ns.b.a }}").unwrap(),
+        "1"
+    );
+    let grows = "{% set ns = namespace(l=[]) %}{% for i in range(1500) %}{% set ns.l = ns.l + [i] %}{% endfor %}\
+                 {{ ns.l | length }} {{ ns.l[1499] }}";
+    assert_eq!(render(grows).unwrap(), "1500 1499");
+}
+
+#[test]
+fn assignments_mean_what_they_mean_in_jinja() {
+    for (source, expected) in [
+        (
+            "{% set ns = namespace(n=0) %}{% for m in [1, 2] %}{% set ns.n = ns.n + m %}{% endfor %}{{ ns.n }}",
+            "3",
+        ),
+        ("{%- set x = 'a %} b' -%}\n {{ x }}", "a %} b"),
+        ("{%set x='a'if true else'b'%}{{x}}", "a"),
+        ("{% set a, b = 1, 2 %}{{ a }}{{ b }}", "12"),
+        ("{% set ns = namespace() %}{% set ns.a, b = 1, 2 %}{{ ns.a }}{{ b }}", "12"),
+        ("{% set x %}<{{ 1 }}>{% endset %}{{ x }}", "<1>"),
+        ("{% set x | upper %}abc{% endset %}{{ x }}", "ABC"),
+        ("{% set x = (1,) -%} {{ x | length }}", "1"),
+        ("{% set x = nothing %}{{ x is undefined }}", "True"),
+        ("{% raw %}{% set x = 1 %}{% endraw %}", "{% set x = 1 %}"),
+        ("{# {% set x = 1 %} #}{% set x = {'a': {'b': [1]}} %}{{ x.a.b[0] }}", "1"),
+        ("{% macro f(y) %}<{{ y }}>{% endmacro %}{% set g = f %}{{ g(1) }}", "<1>"),
+        (
+            "{% for a in [1, 2] %}{% set outer = loop %}{% for b in [1] %}{{ outer.index }}{% endfor %}{% endfor %}",
+            "12",
+        ),
+    ] {
+        assert_eq!(render(source).unwrap_or_else(|error| panic!("{source}: {error}")), expected, "{source}");
+    }
+}

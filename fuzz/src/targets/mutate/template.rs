@@ -34,7 +34,7 @@ const WORDS: [&str; 48] = [
     "loop.index0",
     "x ~ x",
     "x + x",
-    "x * 1000000",
+    "x // 3",
     "'ab' ",
     "range(100000)",
     "[1] ",
@@ -53,7 +53,7 @@ const WORDS: [&str; 48] = [
     "raise_exception(x)",
     "is iterable",
     "not ",
-    "1 // 0 ** -1 % 0",
+    "1 // 0 - -1 % 0",
 ];
 
 /// Makes one change.
