@@ -164,18 +164,38 @@ fn unsupported(field: &str, expected: &str, found: String) -> ConfigError {
     ConfigError::Unsupported { field: field.to_owned(), found, expected: expected.to_owned() }
 }
 
-/// A value as text for an error, cut where a hostile file would make it long.
+/// A value as text for an error, cut where a hostile file would make it long, and without characters that a terminal
+/// obeys.
 fn brief(value: &Value) -> String {
     match value {
         Value::Array(values) => format!("a list of {} values", values.len()),
         Value::Object(map) => format!("an object of {} fields", map.len()),
-        other => other.to_string().chars().take(80).collect(),
+        other => {
+            let mut text = String::new();
+            for character in other.to_string().chars().take(80) {
+                match character.is_control() {
+                    true => text.extend(character.escape_default()),
+                    false => text.push(character),
+                }
+            }
+            text
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_quote_a_value_briefly_and_without_control_characters() {
+        let text = "\u{9b}2J".repeat(1000);
+        for json in [format!(r#""{text}""#), format!(r#"{{"do_resize": "{text}"}}"#)] {
+            let error = PreprocessorConfig::from_json(&json).expect_err("an error").to_string();
+            assert!(error.contains("\\u{9b}2J") && !error.contains('\u{9b}'), "{error:?}");
+            assert!(error.len() < 500, "{error}");
+        }
+    }
 
     #[test]
     fn absent_and_null_fields_are_gemmas() {
