@@ -1,9 +1,8 @@
 //! A session in text: prompts are encoded, tokens become pieces of text, stop strings stop.
 
+use gemma3_core::CancelHandle;
 use gemma3_core::generate as core_generate;
-use gemma3_core::generate::{
-    CancelHandle, FinishReason, ScoredToken, Session, SessionOptions, Token, TokenStream,
-};
+use gemma3_core::generate::{FinishReason, ScoredToken, Session, SessionOptions, Token, TokenStream};
 use gemma3_tokenizer::{Bos, EncodeOptions, SpecialTokens, StreamDecoder};
 use gemma3_vision::EncodedImage;
 

@@ -14,7 +14,6 @@
 
 mod error;
 mod folder;
-mod format;
 mod gguf;
 mod names;
 mod random;
@@ -29,9 +28,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{GenerationConfig, ImageTokens, ModelConfig, TextConfig, VisionConfig};
+pub use crate::formats::TensorFormat;
 
 pub use error::CheckpointError;
-pub use format::{FormatError, TensorFormat};
 pub use gguf::{GgufError, GgufFile, GgufMetadata, GgufStrings};
 pub use names::{LayerTensor, TextTensor};
 pub use random::RandomTensor;
