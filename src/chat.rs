@@ -1,7 +1,8 @@
 //! Conversations: typed turns, a cache that keeps what was said, and a choice of what to do when it is
 //! full.
 
-use gemma3_core::generate::{CancelHandle, FinishReason, GenerateError, Session, SessionOptions};
+use gemma3_core::CancelHandle;
+use gemma3_core::generate::{FinishReason, GenerateError, Session, SessionOptions};
 use gemma3_tokenizer::{Answer, ChatTemplate, Message, Part, Role, Roles, UserText};
 use gemma3_vision::{EncodeOptions, EncodedImage, ImageCache};
 

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use gemma3_core::CancelHandle;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::checkpoint::{Checkpoint, Warning};
 use gemma3_core::generate as core_generate;
-use gemma3_core::generate::{CancelHandle, SessionOptions};
+use gemma3_core::generate::SessionOptions;
 use gemma3_core::model::{LoadError, LoadOptions, Model};
 use gemma3_core::{Device, device};
 use gemma3_tokenizer::{Bos, Message, Tokenizer, special};

@@ -88,10 +88,11 @@ pub use question::{Question, QuestionImage};
 pub use text::{Generation, Piece, TextSession, TextStream};
 
 pub use gemma3_core as core;
+pub use gemma3_core::CancelHandle;
 pub use gemma3_core::cache::{CacheDtype, CacheOptions};
 pub use gemma3_core::checkpoint::{Warning, WarningKind};
-pub use gemma3_core::generate::{CancelHandle, FinishReason, ScoredToken, SessionOptions, Token};
-pub use gemma3_core::matrix::Quantization;
+pub use gemma3_core::formats::Quantization;
+pub use gemma3_core::generate::{FinishReason, ScoredToken, SessionOptions, Token};
 pub use gemma3_core::model::{LoadOptions, LoadProgress};
 pub use gemma3_core::ops::Precision;
 pub use gemma3_core::sampling::SamplingOptions;

@@ -2,10 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use gemma3_core::CancelHandle;
 use gemma3_core::generate as core_generate;
-use gemma3_core::generate::{
-    CancelHandle, FinishReason, ScoredToken, Session, SessionOptions, Token, TokenStream,
-};
+use gemma3_core::generate::{FinishReason, ScoredToken, Session, SessionOptions, Token, TokenStream};
 use gemma3_tokenizer::{Bos, EncodeOptions, SpecialTokens};
 use gemma3_vision::EncodedImage;
 

@@ -4,9 +4,8 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use gemma3::CacheOptions;
-use gemma3::core::generate::{
-    CancelHandle, GenerateError, GenerateOptions, Session, SessionOptions, generate_batch_with,
-};
+use gemma3::CancelHandle;
+use gemma3::core::generate::{GenerateError, GenerateOptions, Session, SessionOptions, generate_batch_with};
 use gemma3::core::model::Model;
 use gemma3::core::sampling::SamplingOptions;
 use serde::{Deserialize, Serialize};

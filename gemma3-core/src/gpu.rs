@@ -137,7 +137,7 @@ impl Gpu {
                 Matrix::load_for_tensor_cores(view, device, &self.stream, filled)
             }
             RowFormat::F32 => {
-                let quantization = crate::matrix::Quantization::None;
+                let quantization = crate::formats::Quantization::None;
                 let mut matrices = Matrix::load_on_gpu(vec![view], device, &self.stream, quantization)?;
                 Ok(matrices.swap_remove(0)) // One for each view.
             }

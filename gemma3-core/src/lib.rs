@@ -24,15 +24,17 @@
 //! ```
 //!
 //! The dependencies of the modules point one way:
-//! [`generate`] → [`model`] → {[`cache`], [`ops`], [`matrix`]} → [`checkpoint`] → [`config`].
+//! [`generate`] → [`model`] → {[`cache`], [`ops`], [`matrix`]} → {[`formats`], [`checkpoint`]} → [`config`].
 
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
 
 pub mod cache;
+mod cancel;
 pub mod checkpoint;
 pub mod config;
 pub mod device;
+pub mod formats;
 pub mod generate;
 #[cfg(feature = "cube")]
 pub mod gpu;
@@ -43,4 +45,5 @@ pub mod sampling;
 mod threads;
 
 pub use burn::tensor::Device;
+pub use cancel::CancelHandle;
 pub use threads::Threads;

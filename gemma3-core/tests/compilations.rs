@@ -9,10 +9,11 @@ mod count_compilations;
 
 use common::devices;
 use count_compilations::{Compilations, tiny_model};
+use gemma3_core::CancelHandle;
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::generate::{
-    CancelHandle, GenerateOptions, Session, SessionOptions, generate_batch, warm_up, warm_up_batch,
+    GenerateOptions, Session, SessionOptions, generate_batch, warm_up, warm_up_batch,
 };
 use gemma3_core::model::Model;
 use gemma3_core::sampling::SamplingOptions;

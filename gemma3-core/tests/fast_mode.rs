@@ -9,10 +9,11 @@
 mod common;
 
 use common::{Tensors, devices, golden, golden_json, ids};
+use gemma3_core::CancelHandle;
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::checkpoint::Checkpoint;
-use gemma3_core::generate::{CancelHandle, GenerateOptions, Session, SessionOptions, generate_batch};
+use gemma3_core::generate::{GenerateOptions, Session, SessionOptions, generate_batch};
 use gemma3_core::model::{LoadOptions, Model, Segment, SegmentInput};
 use gemma3_core::ops::Precision;
 use gemma3_core::sampling::SamplingOptions;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use gemma3_core::checkpoint::{Checkpoint, TensorFormat, TensorView, TextTensor};
-use gemma3_core::matrix::blocks::dequantize;
+use gemma3_core::formats::blocks::dequantize;
 use safetensors::SafeTensors;
 
 fn goldens() -> PathBuf {

@@ -8,12 +8,11 @@ mod common;
 
 use burn::tensor::{Tensor, TensorData};
 use common::{Tensors, assert_close, devices, golden, golden_json, ids, numbers};
+use gemma3_core::CancelHandle;
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::checkpoint::Checkpoint;
-use gemma3_core::generate::{
-    CancelHandle, FinishReason, GenerateOptions, Session, SessionOptions, generate_batch,
-};
+use gemma3_core::generate::{FinishReason, GenerateOptions, Session, SessionOptions, generate_batch};
 use gemma3_core::model::{Activation, Logits, Model, Segment, SegmentInput, Trace};
 use gemma3_core::sampling::SamplingOptions;
 use serde_json::{Map, Value};

@@ -7,11 +7,12 @@
 mod common;
 
 use common::{assert_close, devices, golden, load, max_difference};
+use gemma3_core::CancelHandle;
 use gemma3_core::Device;
 use gemma3_core::cache::{CacheError, CacheOptions};
 use gemma3_core::config::LayerType;
 use gemma3_core::generate::{
-    CancelHandle, FinishReason, GenerateError, GenerateOptions, Session, SessionOptions, generate_batch,
+    FinishReason, GenerateError, GenerateOptions, Session, SessionOptions, generate_batch,
 };
 use gemma3_core::model::{ForwardError, Model, Segment, SegmentInput};
 use gemma3_core::sampling::SamplingOptions;

@@ -7,8 +7,8 @@ use std::path::Path;
 use common::{Tensors, devices, golden, golden_json, ids};
 use gemma3_core::checkpoint::{Checkpoint, TensorFormat};
 use gemma3_core::config::TextConfig;
+use gemma3_core::formats::Quantization;
 use gemma3_core::generate::{Session, SessionOptions};
-use gemma3_core::matrix::Quantization;
 use gemma3_core::model::{LoadError, LoadOptions, LoadProgress, Model};
 
 const NAMED: &str = "model.layers.3.mlp.up_proj.weight";

@@ -8,11 +8,10 @@
 mod common;
 
 use common::{assert_close, devices, golden, load};
+use gemma3_core::CancelHandle;
 use gemma3_core::cache::{CacheError, CacheOptions, KvCache};
 use gemma3_core::config::TextConfig;
-use gemma3_core::generate::{
-    CancelHandle, FinishReason, GenerateOptions, Session, SessionOptions, generate_batch,
-};
+use gemma3_core::generate::{FinishReason, GenerateOptions, Session, SessionOptions, generate_batch};
 use gemma3_core::model::{ForwardError, Model, Segment, SegmentInput};
 use gemma3_core::sampling::SamplingOptions;
 

@@ -1,7 +1,7 @@
 //! From images to soft tokens: preprocessing, crops, and passes through the encoder within a bound of
 //! memory.
 
-use gemma3_core::generate::CancelHandle;
+use gemma3_core::CancelHandle;
 
 use crate::error::VisionError;
 use crate::model::VisionModel;

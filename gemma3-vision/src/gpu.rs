@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 
 use burn::tensor::Tensor;
+use gemma3_core::CancelHandle;
 use gemma3_core::config::VisionConfig;
 use gemma3_core::device::read;
-use gemma3_core::generate::CancelHandle;
 use gemma3_core::gpu::{Ending, Gpu, GpuError, GpuRows, Mark, Numbers, PatchShape};
 use gemma3_core::matrix::Matrix;
 use gemma3_core::model::LoadError;

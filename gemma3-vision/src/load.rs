@@ -4,9 +4,10 @@ use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
 #[cfg(feature = "cube")]
 use gemma3_core::checkpoint::TensorFormat;
 use gemma3_core::checkpoint::TensorView;
+use gemma3_core::formats::Quantization;
 #[cfg(feature = "cube")]
 use gemma3_core::gpu::Gpu;
-use gemma3_core::matrix::{Matrix, Quantization};
+use gemma3_core::matrix::Matrix;
 use gemma3_core::model::{LoadError, LoadProgress, RmsNorm, expand_checked, load_matrix};
 use gemma3_core::ops::Precision;
 

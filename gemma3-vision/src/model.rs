@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
+use gemma3_core::CancelHandle;
 use gemma3_core::Threads;
 use gemma3_core::checkpoint::CheckpointError;
 use gemma3_core::config::VisionConfig;
-use gemma3_core::generate::CancelHandle;
 use gemma3_core::model::{LoadError, LoadProgress};
 use gemma3_core::ops::Precision;
 

@@ -4,10 +4,10 @@
 #[path = "../../gemma3-core/tests/browser/mod.rs"]
 mod browser;
 
+use gemma3_core::CancelHandle;
 use gemma3_core::Threads;
 use gemma3_core::checkpoint::{Checkpoint, TensorFormat};
 use gemma3_core::config::{ImageTokens, ModelConfig, TextConfig, VisionConfig};
-use gemma3_core::generate::CancelHandle;
 use gemma3_core::ops::Precision;
 use gemma3_vision::weights::random_tensors;
 use gemma3_vision::{

@@ -7,9 +7,10 @@ mod tiny;
 
 use burn::tensor::Tensor;
 use common::{assert_close, devices, ids, numbers};
+use gemma3_core::CancelHandle;
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
-use gemma3_core::generate::{CancelHandle, GenerateOptions, Session, SessionOptions, generate_batch};
+use gemma3_core::generate::{GenerateOptions, Session, SessionOptions, generate_batch};
 use gemma3_core::model::{EmbeddedSpan, Model, Segment};
 use gemma3_vision::{SoftTokens, SoftTokensError, VisionModel, place};
 use serde_json::Value;

@@ -7,9 +7,9 @@ mod common;
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use gemma3_core::CancelHandle;
 use gemma3_core::checkpoint::{Checkpoint, TensorFormat};
 use gemma3_core::config::{ImageTokens, ModelConfig, TextConfig, VisionConfig};
-use gemma3_core::generate::CancelHandle;
 use gemma3_core::ops::Precision;
 use gemma3_core::{Threads, device};
 use gemma3_vision::weights::random_tensors;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::gguf::GgufError;
-use super::{FormatError, TensorFormat};
 use crate::config::ConfigError;
+use crate::formats::{FormatError, TensorFormat};
 
 /// Why a checkpoint couldn't be opened, or a tensor not be had.
 #[derive(Debug, Error)]

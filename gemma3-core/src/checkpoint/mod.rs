@@ -16,7 +16,6 @@ mod configs;
 mod error;
 mod folder;
 mod foreign;
-mod format;
 mod gguf;
 mod layout;
 mod names;
@@ -35,10 +34,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{GenerationConfig, ImageTokens, ModelConfig, TextConfig, VisionConfig};
+pub use crate::formats::TensorFormat;
 
 pub use error::CheckpointError;
 pub use folder::read_text;
-pub use format::{FormatError, TensorFormat};
 pub use gguf::{GgufError, GgufFile, GgufMetadata, GgufStrings};
 pub use names::{LayerTensor, TextTensor};
 pub use random::RandomTensor;

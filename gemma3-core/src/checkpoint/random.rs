@@ -268,7 +268,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::{Checkpoint, LayerTensor};
     use crate::config::TextConfig;
-    use crate::matrix::blocks::dequantize;
+    use crate::formats::blocks::dequantize;
 
     fn config() -> TextConfig {
         TextConfig {

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::random::RandomBytes;
-use super::{CheckpointBytes, CheckpointError, TensorFormat};
+use super::{CheckpointBytes, CheckpointError};
 use crate::config::json::shorten;
+use crate::formats::TensorFormat;
+use crate::formats::blocks::{self, BlockError};
 
 /// One tensor's bytes as they are stored.
 #[derive(Debug, Clone)]
@@ -27,6 +29,15 @@ pub struct TensorView<'a> {
 }
 
 impl TensorView<'_> {
+    /// The elements in f32, row-major, decoded on the current thread pool.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are not what format and shape ask for.
+    pub fn expand(&self) -> Result<Vec<f32>, BlockError> {
+        blocks::expand(self.format, &self.shape, &self.bytes)
+    }
+
     /// The same tensor with other content: its elements in another order, say. The bytes are as many as shape and
     /// format ask for.
     pub fn with_bytes(self, shape: Vec<usize>, format: TensorFormat, bytes: Vec<u8>) -> Self {

@@ -3,7 +3,8 @@
 use std::ops::ControlFlow;
 
 use super::stepper::Stepper;
-use super::{CancelHandle, FinishReason, GenerateError, GenerateOptions, Session, Token};
+use super::{FinishReason, GenerateError, GenerateOptions, Session, Token};
+use crate::CancelHandle;
 use crate::model::Model;
 
 /// What one session of a batch generated.

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::stepper::Stepper;
-use super::{CancelHandle, GenerateError, Session, Token};
+use super::{GenerateError, Session, Token};
+use crate::CancelHandle;
 use crate::model::ForwardError;
 use crate::model::gpu::{Choice, DecodeStep, Fault};
 use crate::sampling::SamplingError;

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 
 use super::batch::Row;
 use super::gpu::AHEAD;
-use super::{CancelHandle, FinishReason, GenerateError, Token};
+use super::{FinishReason, GenerateError, Token};
+use crate::CancelHandle;
 use crate::cache::DeviceCache;
 use crate::model::gpu::{Choice, DecodeStep};
 use crate::model::{ForwardError, Model};

@@ -7,7 +7,6 @@
 //! This module knows token ids only. Text, stop strings and chat turns are the facade's.
 
 mod batch;
-mod cancel;
 mod error;
 #[cfg(feature = "cube")]
 mod gpu;
@@ -20,7 +19,6 @@ mod stream;
 mod warm_up;
 
 pub use batch::{Completion, generate_batch, generate_batch_with};
-pub use cancel::CancelHandle;
 pub use error::GenerateError;
 pub use options::{FinishReason, GenerateOptions};
 pub use session::{ScoredToken, Session, SessionOptions};

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{CancelHandle, GenerateError, GenerateOptions, TokenStream};
+use super::{GenerateError, GenerateOptions, TokenStream};
+use crate::CancelHandle;
 use crate::cache::{CacheOptions, KvCache};
 use crate::model::{EmbeddedSpan, ForwardError, Logits, Model, Segment, SegmentInput, Trace};
 use crate::ops;

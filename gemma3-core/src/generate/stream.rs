@@ -1,7 +1,8 @@
 //! Tokens one by one.
 
 use super::stepper::Stepper;
-use super::{CancelHandle, FinishReason, GenerateError, GenerateOptions, Session, Token};
+use super::{FinishReason, GenerateError, GenerateOptions, Session, Token};
+use crate::CancelHandle;
 
 /// An iterator over generated tokens. Each call of `next` computes one token; the first one also
 /// computes what the session has not yet computed of its prompt. Dropping the stream stops, and what

@@ -1,6 +1,7 @@
 //! Compiling a GPU's kernels before the first text needs them.
 
-use super::{CancelHandle, GenerateError, GenerateOptions, Session, SessionOptions, generate_batch};
+use super::{GenerateError, GenerateOptions, Session, SessionOptions, generate_batch};
+use crate::CancelHandle;
 use crate::model::Model;
 
 /// How far a warm-up has come.

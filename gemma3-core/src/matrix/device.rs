@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Matrix, MatrixError, Quantization, Storage, quantize};
-use crate::checkpoint::{TensorFormat, TensorView};
+use super::{Matrix, MatrixError, Storage};
+use crate::checkpoint::TensorView;
 use crate::device::DeviceFailed;
+use crate::formats::{Quantization, TensorFormat, quantize};
 use crate::ops::cube::gemm::{self, Output, Plan, Rows};
 use crate::ops::cube::packed::{PackedMatrix, rows};
 use crate::ops::cube::stream::Stream;
@@ -148,7 +149,7 @@ impl Matrix {
         let view = match is_float && !is_ready {
             false => view,
             true => {
-                let values = super::expand(&view)?;
+                let values = view.expand()?;
                 let mut bytes = vec![0; rows * width * size_of::<half::bf16>()];
                 for (to, from) in bytes.chunks_exact_mut(2 * width).zip(values.chunks_exact(cols.max(1))) {
                     for (to, from) in to.chunks_exact_mut(2).zip(from) {
@@ -173,6 +174,6 @@ fn quantized(view: TensorView<'_>, quantization: Quantization) -> Result<TensorV
     };
     let cols = rest.iter().product();
     let Some(format) = quantization.target(view.format, cols) else { return Ok(view) };
-    let bytes = std::borrow::Cow::Owned(quantize::quantize(&view, format)?);
+    let bytes = std::borrow::Cow::Owned(quantize(view.format, &view.shape, &view.bytes, format)?);
     Ok(TensorView { format, bytes, ..view })
 }

@@ -3,15 +3,11 @@
 //! On flex, and in the decoder on GPUs, weights stay in the format of their file, in memory and in every product.
 //! Elsewhere they are expanded to f32 when they are loaded.
 
-pub mod blocks;
 #[cfg(feature = "cube")]
 mod device;
-mod quantize;
 
 #[cfg(feature = "cube")]
 pub(crate) use device::DeviceMatrix;
-
-pub use quantize::Quantization;
 
 use std::borrow::Cow;
 #[cfg(feature = "flex")]
@@ -20,16 +16,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorCreationOptions, TensorData};
-use rayon::prelude::*;
 
-use crate::checkpoint::{TensorFormat, TensorView};
+use crate::checkpoint::TensorView;
 use crate::device::DeviceFailed;
+use crate::formats::blocks::BlockError;
+use crate::formats::{Quantization, TensorFormat, quantize};
 #[cfg(feature = "flex")]
 use crate::ops::cpu::packed::{PackedError, PackedMatrix, SharedBytes};
 #[cfg(feature = "flex")]
 use crate::ops::extension::PackedProducts;
 use crate::ops::{self, Norm, Precision};
-use blocks::BlockError;
 
 /// A matrix \[out, in\] of weights.
 #[derive(Debug, Clone)]
@@ -75,26 +71,6 @@ pub enum MatrixError {
     },
 }
 
-/// Elements that one thread expands at a time: enough to hide the hand-over, few enough to balance.
-const EXPAND_TASK_ELEMENTS: usize = 1 << 16;
-
-/// The elements of a tensor in f32, row-major, expanded on the current thread pool.
-///
-/// # Errors
-///
-/// When the bytes are not what format and shape ask for.
-pub fn expand(view: &TensorView<'_>) -> Result<Vec<f32>, BlockError> {
-    let elements: usize = view.shape.iter().product();
-    let mut out = vec![0.0; elements];
-    let block = view.format.block_len();
-    let task = EXPAND_TASK_ELEMENTS.next_multiple_of(block);
-    let task_bytes = task / block * view.format.block_bytes();
-    out.par_chunks_mut(task)
-        .zip(view.bytes.par_chunks(task_bytes))
-        .try_for_each(|(out, bytes)| blocks::dequantize(view.format, bytes, out))?;
-    Ok(out)
-}
-
 #[cfg(feature = "cube")]
 impl From<crate::ops::cube::packed::PackError> for MatrixError {
     fn from(error: crate::ops::cube::packed::PackError) -> Self {
@@ -125,7 +101,7 @@ impl Matrix {
         let view = match quantization.target(view.format, shape[1]) {
             None => view,
             Some(format) => {
-                let bytes = Cow::Owned(quantize::quantize(&view, format)?);
+                let bytes = Cow::Owned(quantize(view.format, &view.shape, &view.bytes, format)?);
                 TensorView { format, bytes, place: None, ..view }
             }
         };
@@ -164,7 +140,7 @@ impl Matrix {
             return Ok(Self { device: device.clone(), storage });
         }
         let _ = precision; // In f32 there is only one.
-        Ok(Self::from_floats(expand(&view)?, shape, view.format, device))
+        Ok(Self::from_floats(view.expand()?, shape, view.format, device))
     }
 
     /// A matrix from its values in f32, row-major \[out_features, in_features\].

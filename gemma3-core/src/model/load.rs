@@ -13,7 +13,9 @@ use super::norm::RmsNorm;
 use super::rope::RotaryEmbedding;
 use crate::checkpoint::{Checkpoint, CheckpointError, LayerTensor, TensorView, TextTensor};
 use crate::config::LayerType;
-use crate::matrix::{self, Matrix, MatrixError, Quantization, blocks::BlockError};
+use crate::formats::Quantization;
+use crate::formats::blocks::BlockError;
+use crate::matrix::{Matrix, MatrixError};
 use crate::ops::Precision;
 #[cfg(feature = "cube")]
 use crate::ops::cube::stream::Stream;
@@ -195,11 +197,8 @@ pub fn load_matrix(
 /// [`LoadError::Blocks`] or [`LoadError::NotFinite`].
 pub fn expand_checked(view: &TensorView<'_>, check_finite: bool) -> Result<Vec<f32>, LoadError> {
     let (file, tensor) = (|| view.source.to_owned(), || view.file_name.to_owned());
-    let values = matrix::expand(view).map_err(|source| LoadError::Blocks {
-        file: file(),
-        tensor: tensor(),
-        source,
-    })?;
+    let values =
+        view.expand().map_err(|source| LoadError::Blocks { file: file(), tensor: tensor(), source })?;
     if check_finite && let Some((index, value)) = values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
         return Err(LoadError::NotFinite { file: file(), tensor: tensor(), value: *value, index });
     }

@@ -11,7 +11,7 @@ use super::{
     packed_gated_linear, packed_linear, packed_linear_norm_add, packed_norm_linear, portable, rms_norm,
     write_cache,
 };
-use crate::checkpoint::TensorFormat;
+use crate::formats::TensorFormat;
 
 fn random<const D: usize>(shape: [usize; D], scale: f64, device: &Device) -> Tensor<D> {
     Tensor::random(shape, Distribution::Uniform(-scale, scale), device)

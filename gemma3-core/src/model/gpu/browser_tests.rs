@@ -3,12 +3,11 @@
 
 use burn::tensor::Device;
 
+use crate::CancelHandle;
 use crate::cache::CacheOptions;
 use crate::checkpoint::{Checkpoint, TensorFormat, TensorView};
 use crate::config::{LayerType, TextConfig};
-use crate::generate::{
-    CancelHandle, GenerateError, GenerateOptions, Session, SessionOptions, generate_batch,
-};
+use crate::generate::{GenerateError, GenerateOptions, Session, SessionOptions, generate_batch};
 use crate::gpu::{Ending, Gpu, GpuError, Numbers, PatchShape};
 use crate::model::{LoadOptions, Model};
 use crate::ops::Precision;

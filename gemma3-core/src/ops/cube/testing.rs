@@ -4,8 +4,8 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::checkpoint::TensorFormat;
-use crate::matrix::blocks::dequantize;
+use crate::formats::TensorFormat;
+use crate::formats::blocks::dequantize;
 
 use super::gemm::{RowFormat, Rows};
 use super::packed::PackedMatrix;

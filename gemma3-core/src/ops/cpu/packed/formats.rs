@@ -37,7 +37,7 @@ pub(super) trait Format {
     fn block<L: Lanes>(l: L, bytes: &[u8], b: usize) -> Block<L>;
 }
 
-/// See the [formats' definitions](crate::matrix::blocks).
+/// See the [formats' definitions](crate::formats::blocks).
 pub(super) struct Q4_0;
 pub(super) struct Q4_1;
 pub(super) struct Q5_0;

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::TensorFormat;
+use crate::formats::TensorFormat;
 
 /// Rows in a panel.
 pub(super) const PANEL_ROWS: usize = 8;

@@ -20,8 +20,8 @@ use super::products::multiply_each;
 use super::strips::Strip;
 use super::tiles::FEW_ROWS;
 use super::{many_bytes, many_words};
-use crate::checkpoint::{FormatError, TensorFormat};
-use crate::matrix::blocks::{BlockError, dequantize};
+use crate::formats::blocks::{BlockError, dequantize};
+use crate::formats::{FormatError, TensorFormat};
 use crate::ops::Precision;
 
 /// Bytes that something else owns, such as a mapped file.

@@ -26,7 +26,7 @@
 //!
 //! # How exact
 //!
-//! [`Precision::Exact`](crate::ops::Precision) differs from the product with [dequantized](crate::matrix::blocks::dequantize)
+//! [`Precision::Exact`](crate::ops::Precision) differs from the product with [dequantized](crate::formats::blocks::dequantize)
 //! weights by roundings of f32 only. [`Precision::Fast`](crate::ops::Precision) rounds activations to 8 bits in blocks of 32, an
 //! error of about 0.5% of the activations' deviation that is independent from one to the next; Q8_0 and
 //! Q6_K round those of prompts to 14 bits, whose error is 64 times smaller.

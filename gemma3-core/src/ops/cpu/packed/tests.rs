@@ -3,8 +3,8 @@
 use half::f16;
 
 use super::{Activations, PackedError, PackedMatrix, Precision, SharedBytes, SimdLevel};
-use crate::checkpoint::{FormatError, TensorFormat};
-use crate::matrix::blocks::{BlockError, dequantize};
+use crate::formats::blocks::{BlockError, dequantize};
+use crate::formats::{FormatError, TensorFormat};
 
 /// A small generator, so that the tests need no crate for it.
 struct Random(u64);

@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 use super::ptx::{Copies, MAX_COPIES, bf16_pair, quick_gelu_tanh};
 use super::rows::RowFormat;
 use super::tile::{DEPTH, Engine, ROW_CHUNKS, Tile};
-use crate::checkpoint::TensorFormat;
+use crate::formats::TensorFormat;
 use crate::ops::cube::matvec::gelu_tanh;
 use crate::ops::cube::packed::{Layout, Quad, side_words_of_item};
 

@@ -5,7 +5,7 @@ use cubecl::ir::{ElemType, FloatKind};
 
 use super::rows::RowFormat;
 use super::tile::{DEPTH, Engine, Tile};
-use crate::checkpoint::TensorFormat;
+use crate::formats::TensorFormat;
 use crate::ops::Precision;
 use crate::ops::cube::packed::Layout;
 

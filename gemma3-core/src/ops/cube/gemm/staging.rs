@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 use super::epilogue::Job;
 use super::ptx::*;
 use super::tile::{DEPTH, ROW_CHUNKS};
-use crate::checkpoint::TensorFormat;
+use crate::formats::TensorFormat;
 use crate::ops::cube::packed::{Layout, Quad, fetch_side, quad, quads_of_span, scale_pair};
 
 /// Where in the input, then in the weights, a unit's copies of the first tile begin, in bytes.

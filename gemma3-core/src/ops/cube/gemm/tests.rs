@@ -1,5 +1,5 @@
 use super::*;
-use crate::checkpoint::TensorFormat;
+use crate::formats::TensorFormat;
 use crate::ops::Precision;
 use crate::ops::cube::matvec::{Input, Machine};
 use crate::ops::cube::testing::*;

@@ -1,6 +1,6 @@
 use super::product::Product;
 use super::*;
-use crate::checkpoint::TensorFormat;
+use crate::formats::TensorFormat;
 use crate::ops::Precision;
 use crate::ops::cube::packed::Layout;
 use crate::ops::cube::testing::*;

@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use half::f16;
 
 use super::layout::{Layout, Scales};
-use crate::checkpoint::TensorFormat;
+use crate::formats::TensorFormat;
 
 /// 2^23: a float whose last bit counts as one.
 const MAGIC: u32 = 0x4b00_0000;

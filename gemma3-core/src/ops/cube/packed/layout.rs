@@ -27,8 +27,8 @@
 
 use thiserror::Error;
 
-use crate::checkpoint::TensorFormat;
-use crate::matrix::blocks::BlockError;
+use crate::formats::TensorFormat;
+use crate::formats::blocks::BlockError;
 
 /// The largest access of a device, in words.
 pub(super) const VECTOR_WORDS: usize = 4;

@@ -10,7 +10,7 @@ pub use layout::{Layout, PackError};
 use relayout::PackedWords;
 pub(crate) use rows::rows;
 
-use crate::matrix::blocks::BlockError;
+use crate::formats::blocks::BlockError;
 
 pub(crate) use decode::{
     Quad, fetch_side, half_to_f32, integer_factor, integer_octet, quad, quads_of_span, scale_pair,
@@ -21,7 +21,7 @@ use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::server::Handle;
 
-use crate::checkpoint::TensorFormat;
+use crate::formats::TensorFormat;
 use crate::ops::cube::stream::waiting;
 
 /// A matrix \[rows, cols\] on a device.

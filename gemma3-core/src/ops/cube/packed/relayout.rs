@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::checkpoint::TensorFormat;
-use crate::matrix::blocks::BlockError;
+use crate::formats::TensorFormat;
+use crate::formats::blocks::BlockError;
 
 use super::layout::{BLOCK, Layout, PackError, SUPER_BLOCK, Scales};
 

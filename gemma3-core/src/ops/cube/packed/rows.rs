@@ -71,7 +71,7 @@ fn rows_kernel(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::TensorFormat;
+    use crate::formats::TensorFormat;
     use crate::ops::cube::testing::*;
 
     #[test]

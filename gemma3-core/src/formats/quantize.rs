@@ -7,8 +7,8 @@
 use half::f16;
 use rayon::prelude::*;
 
+use super::TensorFormat;
 use super::blocks::{BlockError, dequantize};
-use crate::checkpoint::{TensorFormat, TensorView};
 
 /// Weights of a block.
 const BLOCK: usize = 32;
@@ -49,36 +49,40 @@ impl Quantization {
     }
 }
 
-/// The bytes of a tensor in [`TensorFormat::Q8_0`] or [`TensorFormat::Q4_0`], encoded on the current thread
+/// The bytes of a tensor, row-major of `shape` in a float format, in [`TensorFormat::Q8_0`] or [`TensorFormat::Q4_0`], encoded on the current thread
 /// pool. Nothing beyond the result is held but a block's weights a thread.
 ///
 /// # Errors
 ///
 /// Bytes that are not what the tensor's format and shape ask for, or rows that are no whole blocks.
-pub(super) fn quantize(view: &TensorView<'_>, target: TensorFormat) -> Result<Vec<u8>, BlockError> {
-    let mut out = vec![0; target.tensor_bytes(&view.shape)?];
-    let source_block = view.format.row_bytes(BLOCK)?;
+pub(crate) fn quantize(
+    format: TensorFormat,
+    shape: &[usize],
+    bytes: &[u8],
+    target: TensorFormat,
+) -> Result<Vec<u8>, BlockError> {
+    let expected = format.tensor_bytes(shape)?;
+    if bytes.len() != expected {
+        let weights = shape.iter().product();
+        return Err(BlockError::WrongByteCount { format, weights, expected, found: bytes.len() });
+    }
+    let mut out = vec![0; target.tensor_bytes(shape)?];
+    let source_block = format.row_bytes(BLOCK)?;
     let target_block = target.row_bytes(BLOCK)?;
     let blocks = TASK_ELEMENTS / BLOCK;
-    let expected = view.format.tensor_bytes(&view.shape)?;
-    if view.bytes.len() != expected {
-        let weights = view.shape.iter().product();
-        let found = view.bytes.len();
-        return Err(BlockError::WrongByteCount { format: view.format, weights, expected, found });
-    }
-    out.par_chunks_mut(blocks * target_block)
-        .zip(view.bytes.par_chunks(blocks * source_block))
-        .try_for_each(|(out, bytes)| {
+    out.par_chunks_mut(blocks * target_block).zip(bytes.par_chunks(blocks * source_block)).try_for_each(
+        |(out, bytes)| {
             let mut weights = [0.0; BLOCK];
             for (out, bytes) in out.chunks_exact_mut(target_block).zip(bytes.chunks_exact(source_block)) {
-                dequantize(view.format, bytes, &mut weights)?;
+                dequantize(format, bytes, &mut weights)?;
                 match target {
                     TensorFormat::Q4_0 => encode_q4_0(&weights, out),
                     _ => encode_q8_0(&weights, out),
                 }
             }
             Ok::<(), BlockError>(())
-        })?;
+        },
+    )?;
     Ok(out)
 }
 
@@ -111,24 +115,15 @@ fn encode_q4_0(weights: &[f32; BLOCK], out: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use super::*;
 
-    fn view(weights: &[f32], shape: &[usize]) -> TensorView<'static> {
-        let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
-        TensorView {
-            file_name: "w",
-            source: "a test",
-            shape: shape.to_vec(),
-            format: TensorFormat::F32,
-            bytes: Cow::Owned(bytes),
-            place: None,
-        }
+    fn bytes_of(weights: &[f32]) -> Vec<u8> {
+        weights.iter().flat_map(|w| w.to_le_bytes()).collect()
     }
 
     fn round_trip(weights: &[f32], target: TensorFormat) -> Vec<f32> {
-        let bytes = quantize(&view(weights, &[weights.len() / BLOCK, BLOCK]), target).expect("blocks");
+        let shape = [weights.len() / BLOCK, BLOCK];
+        let bytes = quantize(TensorFormat::F32, &shape, &bytes_of(weights), target).expect("blocks");
         let mut out = vec![0.0; weights.len()];
         dequantize(target, &bytes, &mut out).expect("weights");
         out
@@ -194,8 +189,8 @@ mod tests {
 
     #[test]
     fn bytes_of_another_length_are_an_error() {
-        let mut view = view(&[1.0; 64], &[2, 32]);
-        view.bytes.to_mut().pop();
-        assert!(matches!(quantize(&view, TensorFormat::Q8_0), Err(BlockError::WrongByteCount { .. })));
+        let bytes = bytes_of(&[1.0; 64]);
+        let result = quantize(TensorFormat::F32, &[2, 32], &bytes[..255], TensorFormat::Q8_0);
+        assert!(matches!(result, Err(BlockError::WrongByteCount { expected: 256, found: 255, .. })));
     }
 }

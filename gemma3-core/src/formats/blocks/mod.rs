@@ -17,9 +17,10 @@ mod q8_0;
 
 use std::ops::Range;
 
+use rayon::prelude::*;
 use thiserror::Error;
 
-use crate::checkpoint::{FormatError, TensorFormat};
+use super::{FormatError, TensorFormat};
 
 /// Why bytes couldn't be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -84,6 +85,28 @@ pub fn dequantize(format: TensorFormat, bytes: &[u8], out: &mut [f32]) -> Result
     Ok(())
 }
 
+/// Elements that one thread decodes at a time: enough to hide the hand-over, few enough to balance.
+const TASK_ELEMENTS: usize = 1 << 16;
+
+/// Decodes a tensor of `shape`, row-major, on the current thread pool.
+///
+/// # Errors
+/// [`BlockError`] unless `bytes` are exactly the whole blocks of the tensor.
+pub fn expand(format: TensorFormat, shape: &[usize], bytes: &[u8]) -> Result<Vec<f32>, BlockError> {
+    let expected = format.tensor_bytes(shape)?;
+    let weights = shape.iter().product();
+    if bytes.len() != expected {
+        return Err(BlockError::WrongByteCount { format, weights, expected, found: bytes.len() });
+    }
+    let mut out = vec![0.0; weights];
+    let task = TASK_ELEMENTS.next_multiple_of(format.block_len());
+    let task_bytes = task / format.block_len() * format.block_bytes();
+    out.par_chunks_mut(task)
+        .zip(bytes.par_chunks(task_bytes))
+        .try_for_each(|(out, bytes)| dequantize(format, bytes, out))?;
+    Ok(out)
+}
+
 /// Decodes some rows of a row-major matrix of which `bytes` are all rows of `row_len` weights.
 /// Rows are independent: callers may divide a matrix among threads.
 ///
@@ -127,6 +150,21 @@ mod tests {
             let mut some = vec![0.0; 2 * row_len];
             dequantize_rows(format, &bytes, row_len, 2..4, &mut some).unwrap();
             assert_eq!(some, whole[2 * row_len..4 * row_len], "{format}");
+        }
+    }
+
+    #[test]
+    fn a_tensor_expands_as_its_rows_do() {
+        // More than one task, and the last one not whole.
+        let shape = [5, 3, TASK_ELEMENTS / 8];
+        for format in TensorFormat::ALL {
+            let len = format.tensor_bytes(&shape).unwrap();
+            let bytes: Vec<u8> = (0..len).map(|i| (i * 7 % 53) as u8).collect();
+            let mut whole = vec![0.0; shape.iter().product()];
+            dequantize(format, &bytes, &mut whole).unwrap();
+            assert_eq!(expand(format, &shape, &bytes).unwrap(), whole, "{format}");
+            let error = expand(format, &shape, &bytes[1..]).unwrap_err();
+            assert!(matches!(error, BlockError::WrongByteCount { found, .. } if found == len - 1));
         }
     }
 
