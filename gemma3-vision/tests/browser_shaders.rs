@@ -3,13 +3,12 @@
 
 #[path = "../../gemma3-core/tests/browser/mod.rs"]
 mod browser;
+mod random_encoder;
 
-use gemma3_core::CancelHandle;
-use gemma3_core::Threads;
 use gemma3_core::checkpoint::{Checkpoint, TensorFormat};
-use gemma3_core::config::{ImageTokens, ModelConfig, TextConfig, VisionConfig};
+use gemma3_core::config::VisionConfig;
 use gemma3_core::ops::Precision;
-use gemma3_vision::weights::random_tensors;
+use gemma3_core::{CancelHandle, Threads};
 use gemma3_vision::{
     EncodeOptions, Image, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
 };
@@ -25,22 +24,7 @@ fn checkpoint(format: TensorFormat) -> Checkpoint {
         image_size: SIDE,
         ..VisionConfig::siglip_so400m_896()
     };
-    // A decoder of which only the width matters.
-    let text = TextConfig {
-        num_hidden_layers: 1,
-        layer_types: TextConfig::gemma3_4b().layer_types[..1].to_vec(),
-        vocab_size: 512,
-        intermediate_size: 64,
-        hidden_size: 64,
-        ..TextConfig::gemma3_4b()
-    };
-    let tensors = random_tensors(&vision, text.hidden_size, format);
-    let config = ModelConfig {
-        vision: Some(vision),
-        image_tokens: Some(ImageTokens { boi: 500, eoi: 501, image: 502, mm_tokens_per_image: 4 }),
-        ..ModelConfig::from_text(text)
-    };
-    Checkpoint::random_with(config, TensorFormat::BF16, tensors, 1).expect("random weights")
+    random_encoder::checkpoint(vision, 4, 64, format)
 }
 
 #[test]

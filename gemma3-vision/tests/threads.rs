@@ -3,12 +3,12 @@
 
 #[path = "../../gemma3-core/tests/common/mod.rs"]
 mod common;
+mod random_encoder;
 
 use gemma3_core::checkpoint::{Checkpoint, TensorFormat};
-use gemma3_core::config::{ImageTokens, ModelConfig, TextConfig, VisionConfig};
+use gemma3_core::config::VisionConfig;
 use gemma3_core::ops::Precision;
 use gemma3_core::{Device, Threads};
-use gemma3_vision::weights::random_tensors;
 use gemma3_vision::{
     EncodeOptions, EncodedImage, Image, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
 };
@@ -25,22 +25,7 @@ fn checkpoint(format: TensorFormat) -> Checkpoint {
         image_size: SIDE,
         ..VisionConfig::siglip_so400m_896()
     };
-    // A decoder of which only the width matters.
-    let text = TextConfig {
-        vocab_size: 512,
-        hidden_size: 96,
-        intermediate_size: 64,
-        num_hidden_layers: 1,
-        layer_types: TextConfig::gemma3_270m().layer_types[..1].to_vec(),
-        ..TextConfig::gemma3_270m()
-    };
-    let tensors = random_tensors(&vision, text.hidden_size, format);
-    let config = ModelConfig {
-        vision: Some(vision),
-        image_tokens: Some(ImageTokens { boi: 500, eoi: 501, image: 502, mm_tokens_per_image: 36 }),
-        ..ModelConfig::from_text(text)
-    };
-    Checkpoint::random_with(config, format, tensors, 1).expect("random weights")
+    random_encoder::checkpoint(vision, 36, 96, format)
 }
 
 fn image(seed: u32) -> Image {
