@@ -188,21 +188,22 @@ pub fn gguf_vocabulary(metadata: &GgufMetadata) -> Result<Option<GgufVocabulary>
     let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? else {
         return Ok(None);
     };
-    // An id that is none of these tokens is a warning of the checkpoint; the tokenizer does without it.
-    let count = tokens.len();
-    let id = |name: &str| {
+    // An id that is none of these tokens is a warning of the checkpoint. The token of Gemma's name is then meant: a
+    // text without `<bos>` would be continued badly.
+    let id = |name: &str, gemmas: &str| {
         let id = metadata.u32(&format!("tokenizer.ggml.{name}")).ok().flatten();
-        id.filter(|id| usize::try_from(*id).is_ok_and(|id| id < count))
+        let named = id.filter(|id| usize::try_from(*id).is_ok_and(|id| id < tokens.len()));
+        named.or_else(|| (0..).zip(tokens.clone()).find(|(_, token)| *token == gemmas).map(|(id, _)| id))
     };
     Ok(Some(GgufVocabulary {
         model: metadata.str("tokenizer.ggml.model")?.unwrap_or_default().to_owned(),
-        tokens: tokens.into_iter().map(str::to_owned).collect(),
+        tokens: tokens.clone().map(str::to_owned).collect(),
         scores: metadata.f32s("tokenizer.ggml.scores")?.unwrap_or_default(),
         token_types: metadata.i32s("tokenizer.ggml.token_type")?.unwrap_or_default(),
-        bos: id("bos_token_id"),
-        eos: id("eos_token_id"),
-        unknown: id("unknown_token_id"),
-        padding: id("padding_token_id"),
+        bos: id("bos_token_id", special::BOS),
+        eos: id("eos_token_id", special::EOS),
+        unknown: id("unknown_token_id", special::UNKNOWN),
+        padding: id("padding_token_id", special::PAD),
         add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(true),
         chat_template: gguf_template(metadata)?.map(str::to_owned),
     }))

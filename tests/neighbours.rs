@@ -220,7 +220,7 @@ fn a_broken_file_that_may_hold_the_chat_template_is_named() {
         remove(&folder, name);
         std::fs::create_dir(folder.path().join(name)).expect("a folder");
         let message = refused(&folder, name);
-        assert!(message.starts_with(": expected a regular file;"), "{message}");
+        assert!(message.starts_with(": expected a regular file, found a folder"), "{message}");
         std::fs::remove_dir(folder.path().join(name)).expect("removed");
     }
     write(&folder, "chat_template.jinja", b"{{ \xff }}");

@@ -46,7 +46,7 @@ fn words_in_json_are_shortened() {
     let word = serde_json::to_string(&long()).expect("JSON");
     for config in [
         format!(r#"{{"model_type": {word}}}"#),
-        format!(r#"{{"model_type": "gemma3_text", "hidden_act": {word}}}"#),
+        format!(r#"{{"model_type": "gemma3_text", "hidden_activation": {word}}}"#),
         format!(r#"{{"model_type": "gemma3_text", "head_dim": {word}}}"#),
         format!(r#"{{{word}: 1, {word}: 2}}"#),
     ] {

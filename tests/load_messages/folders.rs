@@ -134,8 +134,8 @@ pub fn configurations() -> Vec<Row> {
         Row {
             fault: "config.json that isn't text",
             files: |folder| folder.spoiled("config.json", |_| b"{\xff}".to_vec()),
-            message: "{dir}/config.json: not valid JSON: invalid utf-8 sequence of 1 bytes from index 1; check that \
-                the file was downloaded completely",
+            message: "{dir}/config.json: expected UTF-8 text, found other bytes at byte 1; download it again, or save \
+                it as UTF-8",
         },
         Row {
             fault: "a web page in place of config.json",
@@ -166,12 +166,6 @@ pub fn configurations() -> Vec<Row> {
             files: |folder| folder.configured("hidden_size", json!(-96)),
             message: "{dir}/config.json: field `hidden_size`: expected a non-negative integer, found -96; correct \
                 the file",
-        },
-        Row {
-            fault: "generation_config.json as a Git LFS pointer",
-            files: |folder| folder.spoiled("generation_config.json", |_| GIT_LFS_POINTER.into()),
-            message: "{dir}/generation_config.json: this is a Git LFS pointer to a file of 536223056 bytes, not the \
-                file itself; run `git lfs pull` in its folder, or download the file from the model's page",
         },
     ]
 }

@@ -1,5 +1,5 @@
-//! The table of what users read when a model doesn't load: one row a fault, with the whole message. A message
-//! names the file, says what was expected and found, and what to do.
+//! The table of what users read when a model doesn't load, or loads with something odd about it: one row a fault, with
+//! the whole message. A message names the file, says what was expected and found, and what to do or what follows.
 
 #[path = "../../gemma3-core/tests/build_gguf/mod.rs"]
 mod build_gguf;
@@ -8,6 +8,7 @@ mod common;
 mod files;
 mod folders;
 mod ggufs;
+mod odd;
 mod others;
 
 use files::{Folder, Opened};
@@ -31,10 +32,14 @@ fn message_of(row: &Row, device: &Device) -> String {
         Some(mmproj) => Gemma3::load_with_mmproj(model, mmproj, device, options),
         None => Gemma3::load_with(model, device, options),
     };
-    match loaded {
-        Ok(_) => "(it loads)".to_owned(),
-        Err(error) => error.to_string().replace(&folder.root().display().to_string(), "{dir}"),
-    }
+    let said = match loaded {
+        Ok(gemma) if gemma.warnings().is_empty() => "(it loads)".to_owned(),
+        Ok(gemma) => {
+            gemma.warnings().iter().map(|warning| format!("note: {warning}")).collect::<Vec<_>>().join("\n")
+        }
+        Err(error) => error.to_string(),
+    };
+    said.replace(&folder.root().display().to_string(), "{dir}")
 }
 
 #[track_caller]
@@ -109,6 +114,23 @@ fn tokenizers() {
 #[test]
 fn image_encoders() {
     check(&others::image_encoders());
+}
+
+#[test]
+fn what_is_odd_and_loads() {
+    check(&odd::odd());
+}
+
+/// A GGUF file whose id of `<bos>` is none has one all the same.
+#[test]
+fn texts_begin_with_bos_whatever_the_file_says() {
+    let (_, device) = common::devices().swap_remove(0);
+    let folder = Folder::new();
+    let file = ggufs::with_vocabulary().set("tokenizer.ggml.bos_token_id", build_gguf::u32_value(7));
+    let gemma = Gemma3::load(folder.write("model.gguf", file.build()), &device).expect("a model");
+    let ids = gemma.tokenizer().encode("a", gemma3::tokenizer::Bos::Add).expect("ids");
+    assert_eq!(ids.first().copied(), gemma.tokenizer().token_to_id("<bos>"), "{ids:?}");
+    assert_eq!(gemma.tokenizer().bos_id(), Some(2));
 }
 
 /// The files that the rows spoil are sound.

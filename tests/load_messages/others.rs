@@ -313,15 +313,6 @@ pub fn tokenizers() -> Vec<Row> {
             message: "{dir}/model.gguf: the vocabulary has 5 tokens, 1 scores and 5 token types: expected one of each \
                 per token; convert the model anew",
         },
-        Row {
-            fault: "a token beyond the vocabulary of a GGUF file",
-            files: |folder| {
-                let file = with_vocabulary().set("tokenizer.ggml.bos_token_id", u32_value(7));
-                folder.write("model.gguf", file.build()).into()
-            },
-            message: "{dir}/model.gguf: tokenizer.ggml.bos_token_id is 7, but the vocabulary has 5 tokens: expected \
-                an id below that; convert the model anew",
-        },
     ]
 }
 
@@ -420,8 +411,8 @@ pub fn image_encoders() -> Vec<Row> {
                 folder.write("preprocessor_config.json", settings.to_string());
                 folder.root().into()
             },
-            message: "{dir}: the preprocessor makes images of 28 pixels a side, the encoder takes 56; \
-                preprocessor_config.json and config.json belong to different models",
+            message: "{dir}/preprocessor_config.json: field `size`: expected 56x56 pixels, for which the image \
+                encoder is made, found 28x28; correct the file",
         },
     ]
 }

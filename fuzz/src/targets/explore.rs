@@ -24,6 +24,7 @@ static TURN: Mutex<()> = Mutex::new(());
 /// With the input, if a property does not hold.
 pub fn explore(target: &Target, seconds: u64) -> u64 {
     let _turn = TURN.lock().unwrap_or_else(|broken| broken.into_inner());
+    print_panics_briefly();
     if let Some(hex) = variable("GEMMA3_FUZZ_INPUT") {
         run(target, &from_hex(&hex), "GEMMA3_FUZZ_INPUT");
         return 1;
@@ -91,10 +92,16 @@ fn from_hex(hex: &str) -> Vec<u8> {
     digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| (byte << 4) | *digit as u8)).collect()
 }
 
+/// Lets panics that the library catches pass with a line. A backtrace would read the program's symbols, whose memory
+/// would count as an input's.
+fn print_panics_briefly() {
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+}
+
 /// Prepares a libFuzzer target: writes its seeds into the folder of `GEMMA3_FUZZ_SEEDS`, if that is set, and lets
 /// panics pass that the library catches (those of image decoders); the others still end the process.
 pub fn write_seeds(target: &Target) {
-    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
+    print_panics_briefly();
     let Some(folder) = variable("GEMMA3_FUZZ_SEEDS") else { return };
     std::fs::create_dir_all(&folder).expect("the folder of GEMMA3_FUZZ_SEEDS can be made");
     for (index, seed) in (target.seeds)().into_iter().enumerate() {

@@ -30,13 +30,11 @@ impl Configs {
     /// keep a model from loading.
     pub(super) fn recommend(&mut self, label: &str, text: Result<String, CheckpointError>) {
         let problem = match text {
-            Err(CheckpointError::FileTooLarge { limit, found, .. }) => {
-                format!("expected at most {limit} bytes, found {found}")
+            Err(error) => {
+                // Which begins with the file's name, as a warning does.
+                let problem = error.to_string();
+                problem.strip_prefix(&format!("{label}: ")).map_or(problem.clone(), str::to_owned)
             }
-            Err(CheckpointError::Io { source, .. }) => format!("the file can't be read: {source}"),
-            Err(CheckpointError::NotARegularFile { .. }) => "expected a regular file".to_owned(),
-            Err(CheckpointError::Config { source, .. }) => source.to_string(),
-            Err(other) => other.to_string(),
             Ok(text) if text.trim().is_empty() => "the file is empty".to_owned(),
             Ok(text) => match GenerationConfig::read(&text) {
                 Ok((mut generation, notes)) => {

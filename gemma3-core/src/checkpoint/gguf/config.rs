@@ -27,7 +27,7 @@ pub(in crate::checkpoint) fn model_config(
     reject_other_files(file)?;
     let text = text_config(file)?;
     let mut warnings = ignored_caps(label, metadata, &text)?;
-    let mut tokens = SpecialTokens::new(label, metadata, text.vocab_size);
+    let mut tokens = SpecialTokens::new(label, metadata, text.vocab_size)?;
     let config = ModelConfig {
         text,
         vision: None,

@@ -15,14 +15,21 @@ const END_TEXTS: [&str; 2] = ["<eos>", "<end_of_turn>"];
 pub(super) struct SpecialTokens<'a> {
     label: &'a str,
     metadata: &'a GgufMetadata,
-    vocab_size: usize,
+    /// How many tokens there are that the model can give: of the vocabulary, if the file has one.
+    count: usize,
     pub(super) warnings: Vec<Warning>,
 }
 
 impl<'a> SpecialTokens<'a> {
-    /// `label` names the file in warnings.
-    pub(super) fn new(label: &'a str, metadata: &'a GgufMetadata, vocab_size: usize) -> Self {
-        Self { label, metadata, vocab_size, warnings: Vec::new() }
+    /// `label` names the file in warnings; `vocab_size` are the rows of the embedding.
+    pub(super) fn new(
+        label: &'a str,
+        metadata: &'a GgufMetadata,
+        vocab_size: usize,
+    ) -> Result<Self, ConfigError> {
+        let tokens = metadata.strings("tokenizer.ggml.tokens")?;
+        let count = tokens.map_or(vocab_size, |tokens| tokens.len().min(vocab_size));
+        Ok(Self { label, metadata, count, warnings: Vec::new() })
     }
 
     /// The id under one key.
@@ -59,12 +66,12 @@ impl<'a> SpecialTokens<'a> {
                 return Vec::new();
             }
         };
-        let is_token = |number: i64| usize::try_from(number).is_ok_and(|id| id < self.vocab_size);
+        let is_token = |number: i64| usize::try_from(number).is_ok_and(|id| id < self.count);
         let id = |number: i64| u32::try_from(number).ok().filter(|_| is_token(number));
         let ids = numbers.iter().filter_map(|number| id(*number)).collect();
         if let Some(other) = numbers.iter().find(|number| id(**number).is_none()) {
-            let rows = self.vocab_size;
-            self.warn(format!("`{key}` names the id {other}, of a model with {rows} tokens"));
+            let count = self.count;
+            self.warn(format!("`{key}` names the id {other}, of a model with {count} tokens"));
         }
         ids
     }
