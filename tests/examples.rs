@@ -59,7 +59,7 @@ fn writers(folder: &Path) -> Option<Vec<(&'static str, Command)>> {
     if path_of("quantization").exists() {
         let mut quantization = program("quantization");
         quantization.arg("--text").arg(&text).arg("--baseline").arg(common::golden("tiny-text")?);
-        quantization.args(["--device", "flex", "-r", "0"]);
+        quantization.args(["--device", common::devices().swap_remove(0).0, "-r", "0"]);
         writers.push(("quantization", quantization));
     } else {
         common::skip("examples", "`quantization` is not built; `cargo build --examples` does it");
