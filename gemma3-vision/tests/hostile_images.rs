@@ -314,6 +314,41 @@ fn an_animation_whose_frame_has_another_size_than_its_bitstream_is_refused() {
     }
 }
 
+/// A chunk of a WebP.
+fn webp_chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    [&name[..], &(data.len() as u32).to_le_bytes(), data, &[0][..data.len() % 2]].concat()
+}
+
+fn webp_file(chunks: &[Vec<u8>]) -> Vec<u8> {
+    let chunks = chunks.concat();
+    [b"RIFF", &(chunks.len() as u32 + 4).to_le_bytes()[..], b"WEBP", &chunks].concat()
+}
+
+/// The size in front of a lossy WebP's pixels is compared with the one in its header before pixels of that size are
+/// made: a file of 300 bytes took 400 MB.
+#[test]
+fn a_webp_whose_pixels_have_another_size_than_its_header_is_refused_at_once() {
+    let lossy = fixture("lossy.webp");
+    let bits = lossy[20..].to_vec();
+    let huge = patched(&bits, 6, &[0xff, 0x3f, 0xff, 0x3f]);
+    // Flags, place, and 48 x 32 less 1.
+    let canvas = |flags: u8| webp_chunk(b"VP8X", &[flags, 0, 0, 0, 47, 0, 0, 31, 0, 0]);
+    let still = |bits: &[u8]| webp_file(&[canvas(0), webp_chunk(b"VP8 ", bits)]);
+    let animated = |bits: &[u8]| {
+        let frame =
+            [&[0, 0, 0, 0, 0, 0, 47, 0, 0, 31, 0, 0, 100, 0, 0, 0][..], &webp_chunk(b"VP8 ", bits)].concat();
+        webp_file(&[canvas(2), webp_chunk(b"ANIM", &[0; 6]), webp_chunk(b"ANMF", &frame)])
+    };
+    for webp in [still(&bits), animated(&bits)] {
+        let image = Image::decode(&webp).expect("an image");
+        assert_eq!((image.width(), image.height()), (48, 32));
+    }
+    for webp in [still(&huge), animated(&huge), still(&bits[..6]), animated(&bits[..6])] {
+        let error = refused_at_once("a WebP", &webp, "save it anew");
+        assert!(matches!(error, ImageError::Damaged { format: "WebP", .. }), "{error}");
+    }
+}
+
 /// Every result is an error or an image within the limits, and takes memory in proportion to them.
 #[test]
 fn images_with_wrong_bytes_stay_within_the_limits() {

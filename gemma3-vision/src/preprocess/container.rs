@@ -46,10 +46,11 @@ fn next_marker(bytes: &[u8]) -> Option<(u8, &[u8])> {
     }
 }
 
-/// Checks that a WebP is as long as its header says and that its chunks lie inside of it. Returns it without
-/// what follows it in the file.
+/// Checks that a WebP is as long as its header says, that its chunks lie inside of it, and that its bitstreams have the
+/// sizes that are promised for them. Returns it without what follows it in the file.
 ///
-/// The decoder would allocate as much as a chunk claims to be long before reading it.
+/// The decoder (image-webp 0.2.4) would allocate as much as a chunk claims to be long before reading it, and as much as
+/// a bitstream claims to be large before comparing that with the promised size.
 pub(super) fn check_webp(encoded: &[u8]) -> Result<&[u8], ImageError> {
     const HEADER: usize = 12; // RIFF, length, WEBP
     let cut_short = |expected: u64| ImageError::Truncated {
@@ -60,15 +61,20 @@ pub(super) fn check_webp(encoded: &[u8]) -> Result<&[u8], ImageError> {
     let file_bytes = u64::from(length) + 8;
     let file = usize::try_from(file_bytes).ok().and_then(|end| encoded.get(..end));
     let file = file.ok_or_else(|| cut_short(file_bytes))?;
+    let mut canvas = None;
     let mut at = HEADER;
     while let Some(length) = length_at(file, at.saturating_add(4)) {
         let end = (at as u64) + 8 + u64::from(length);
         if end > file_bytes {
             return Err(cut_short(end));
         }
-        let chunk = file.get(at..).unwrap_or_default();
-        if let Some(frame) = chunk.strip_prefix(b"ANMF").and_then(|chunk| chunk.get(4..)) {
-            check_webp_frame(frame)?;
+        match file.get(at..).unwrap_or_default() {
+            [b'V', b'P', b'8', b'X', _, _, _, _, extended @ ..] => canvas = size_less_1(extended, 4),
+            [b'V', b'P', b'8', b' ', _, _, _, _, bits @ ..] if canvas.is_some() => {
+                check_webp_size(canvas, bits)?;
+            }
+            [b'A', b'N', b'M', b'F', _, _, _, _, frame @ ..] => check_webp_frame(frame)?,
+            _ => {}
         }
         // Chunks begin at even places.
         at = usize::try_from(end + end % 2).unwrap_or(usize::MAX);
@@ -76,29 +82,42 @@ pub(super) fn check_webp(encoded: &[u8]) -> Result<&[u8], ImageError> {
     Ok(file)
 }
 
-/// Checks that a frame of an animation with an alpha channel has the size of its bitstream; the decoder
-/// (image-webp 0.2.4) would index out of bounds.
+/// Checks the lossy bitstream of an animation's frame, before which an alpha channel may stand. With one of another size
+/// the decoder would index out of bounds.
 fn check_webp_frame(frame: &[u8]) -> Result<(), ImageError> {
     const CHUNKS: usize = 16; // After place, size, duration and flags.
-    let Some(alpha) = frame.get(CHUNKS..).filter(|chunks| chunks.starts_with(b"ALPH")) else { return Ok(()) };
-    let size_at =
-        |at: usize| frame.get(at..)?.first_chunk().map(|[a, b, c]| u32::from_le_bytes([*a, *b, *c, 0]));
-    let side_at = |bits: &[u8], at: usize| {
-        bits.get(at..)?.first_chunk().map(|side| u32::from(u16::from_le_bytes(*side) & 0x3fff))
+    let promised = size_less_1(frame, 6);
+    let chunks = frame.get(CHUNKS..).unwrap_or_default();
+    let colours = match chunks {
+        [b'A', b'L', b'P', b'H', ..] => length_at(chunks, 4).and_then(|length| {
+            let length = usize::try_from(length).ok()?;
+            chunks.get(8..)?.get(length.checked_add(length % 2)?..)
+        }),
+        [b'V', b'P', b'8', b' ', ..] => Some(chunks),
+        // Lossless: decoded into the promised size.
+        _ => return Ok(()),
     };
-    // Stored less 1.
-    let promised = size_at(6).zip(size_at(9)).map(|(width, height)| (width + 1, height + 1));
-    let colours = length_at(alpha, 4).and_then(|length| {
-        let length = usize::try_from(length).ok()?;
-        alpha.get(8..)?.get(length.checked_add(length % 2)?..)?.get(8..)
-    });
-    // The bitstream begins with 3 bytes of flags and 3 of magic.
-    let found = colours.and_then(|bits| side_at(bits, 6).zip(side_at(bits, 8)));
+    check_webp_size(promised, colours.and_then(|chunk| chunk.get(8..)).unwrap_or_default())
+}
+
+/// Compares the size in a lossy bitstream with the one that is promised.
+fn check_webp_size(promised: Option<(u32, u32)>, bits: &[u8]) -> Result<(), ImageError> {
+    let side =
+        |at: usize| bits.get(at..)?.first_chunk().map(|side| u32::from(u16::from_le_bytes(*side) & 0x3fff));
+    // After 3 bytes of flags and 3 of magic.
+    let found = side(6).zip(side(8));
     if found.is_none() || found != promised {
-        let problem = "a frame's size differs from its bitstream's".to_owned();
+        let problem = "the size of its pixels differs from the one in its header".to_owned();
         return Err(ImageError::Damaged { format: "WebP", problem });
     }
     Ok(())
+}
+
+/// Width and height of 3 bytes each, stored less 1.
+fn size_less_1(bytes: &[u8], at: usize) -> Option<(u32, u32)> {
+    let side =
+        |at: usize| bytes.get(at..)?.first_chunk().map(|[a, b, c]| u32::from_le_bytes([*a, *b, *c, 0]) + 1);
+    side(at).zip(side(at + 3))
 }
 
 fn length_at(bytes: &[u8], at: usize) -> Option<u32> {
