@@ -33,7 +33,7 @@ impl Configs {
             Err(error) => {
                 // Which begins with the file's name, as a warning does.
                 let problem = error.to_string();
-                problem.strip_prefix(&format!("{label}: ")).map_or(problem.clone(), str::to_owned)
+                problem.strip_prefix(&format!("{label}: ")).unwrap_or(&problem).to_owned()
             }
             Ok(text) if text.trim().is_empty() => "the file is empty".to_owned(),
             Ok(text) => match GenerationConfig::read(&text) {

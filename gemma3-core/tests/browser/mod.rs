@@ -66,8 +66,26 @@ pub fn collect() {
     });
 }
 
-/// A device with hardly more than WebGPU promises everywhere, and with nothing compiled yet; `None` where there is no GPU.
+/// A device with hardly more than WebGPU promises everywhere, and with nothing compiled yet. `None`, and a line that says so,
+/// where there is no GPU.
+///
+/// # Panics
+///
+/// If there is none and `GEMMA3_REQUIRE` names `wgpu`.
 pub fn device() -> Option<Device> {
+    let device = open();
+    if device.is_none() {
+        let required = std::env::var("GEMMA3_REQUIRE").unwrap_or_default();
+        assert!(
+            required.split(',').all(|name| name.trim() != "wgpu"),
+            "GEMMA3_REQUIRE names `wgpu`, and there is none"
+        );
+        println!("skipped: wgpu: no adapter");
+    }
+    device
+}
+
+fn open() -> Option<Device> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapter = wait(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).ok()?;
     let limits = adapter.limits();
