@@ -15,7 +15,7 @@ fn decode(criterion: &mut Criterion) {
             bencher.iter_batched_ref(
                 || {
                     // A fork copies its cache at the first write: let that happen here.
-                    let mut fork = session.fork();
+                    let mut fork = session.clone();
                     fork.prefill(&[7]).expect("room");
                     fork
                 },

@@ -23,7 +23,7 @@ fn main() {
     let model = common::load(&checkpoint);
     let format = checkpoint.format_name().to_owned();
     drop(checkpoint);
-    let megabytes = model.decoder().weight_bytes() as f64 / 1e6;
+    let megabytes = model.weight_bytes() as f64 / 1e6;
     println!("{name}, {format}, {megabytes:.0} MB of matrices, {} threads", model.threads().count());
     decode(&model);
     prefill(&model);
@@ -31,7 +31,7 @@ fn main() {
 
 /// A decode step against reading as many bytes as it must.
 fn decode(model: &Model) {
-    let bytes = model.decoder().weight_bytes();
+    let bytes = model.weight_bytes();
     let buffer = vec![1.0_f32; (512 << 20) / size_of::<f32>()];
     let buffer_bytes = size_of_val(&buffer[..]) as f64;
     let mut session = common::session(model, 128, 4 * (ROUNDS + 1));
@@ -78,7 +78,7 @@ fn read(buffer: &[f32]) -> f32 {
 
 /// A prefill against the same matrix products by `gemm` alone.
 fn prefill(model: &Model) {
-    let shapes = products(model.decoder().config());
+    let shapes = products(model.text_config());
     let flops: f64 = shapes.iter().map(|(n, k)| 2.0 * (PROMPT * n * k) as f64).sum();
     let largest = |f: fn(&(usize, usize)) -> usize| shapes.iter().map(f).max().unwrap_or(0);
     let x = vec![0.5_f32; PROMPT * largest(|(_, k)| *k)];

@@ -4,23 +4,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use gemma3_core::CancelHandle;
+use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::checkpoint::{Checkpoint, Warning};
-use gemma3_core::generate as core_generate;
+use gemma3_core::generate;
 use gemma3_core::generate::SessionOptions;
-use gemma3_core::model::{LoadError, LoadOptions, Model};
-use gemma3_core::{Device, device};
+use gemma3_core::model::Model;
 use gemma3_tokenizer::{Bos, Message, Tokenizer, special};
-use gemma3_vision::{
-    EncodedImage, Mmproj, PreprocessorConfig, VisionLoadOptions, VisionModel, VisionWeights,
-};
+use gemma3_vision::{EncodedImage, VisionModel};
 
 use crate::chat::ChatBuilder;
 use crate::chat_format::{ChatFormat, ChatOptions, TemplateChoice};
 use crate::chat_template::{ChatTemplateKind, Template};
 use crate::images::{Prompt, Vision};
 use crate::text::{Generation, TextSession};
-use crate::{Error, GenerateOptions, load};
+use crate::{Error, GenerateOptions, Loader, load};
 
 /// A loaded Gemma 3 with its tokenizer. Cloning shares the weights; it can be used from any number of
 /// threads.
@@ -52,52 +50,6 @@ struct Shared {
     warnings: Vec<Warning>,
 }
 
-/// What capacities of a batch's caches are multiples of on a GPU.
-const BATCH_CAPACITY: usize = 1024;
-
-/// The weights of a model, opened and not yet on a device.
-struct Weights<'a> {
-    checkpoint: &'a Checkpoint,
-    mmproj: Option<&'a Mmproj>,
-    preprocessor: Option<PreprocessorConfig>,
-}
-
-impl Weights<'_> {
-    /// Loads the decoder, and the image encoder if there is one.
-    fn load(self, device: &Device, mut options: LoadOptions<'_>) -> Result<(Model, Option<Vision>), Error> {
-        let Self { checkpoint, mmproj, preprocessor } = self;
-        let encoder = match mmproj {
-            Some(mmproj) => Some(VisionWeights::in_mmproj(mmproj, checkpoint.config().text.hidden_size)),
-            None => VisionWeights::in_checkpoint(checkpoint),
-        };
-        let threads = options.threads(device).map_err(LoadError::from)?;
-        let text_bytes = checkpoint.total_weight_bytes();
-        let vision_bytes = encoder.as_ref().map_or(0, VisionWeights::total_bytes);
-        let mut progress = load::Progress::new(options.progress.take(), text_bytes + vision_bytes);
-        let vision = match &encoder {
-            Some(encoder) => {
-                let mut report = progress.after(0);
-                let vision_options = VisionLoadOptions {
-                    check_finite: options.check_finite,
-                    precision: options.precision,
-                    progress: Some(&mut report),
-                };
-                let preprocessor = preprocessor.unwrap_or_else(|| match mmproj {
-                    Some(mmproj) => *mmproj.preprocessor(),
-                    None => load::default_preprocessor(encoder.config()),
-                });
-                Some(VisionModel::load(encoder, preprocessor, device, &threads, vision_options)?)
-            }
-            None => None,
-        };
-        let vision = vision.zip(load::image_tokens(checkpoint.config()));
-        let vision = vision.map(|(model, tokens)| Vision { model, tokens });
-        let mut report = progress.after(vision_bytes);
-        let options = LoadOptions { progress: Some(&mut report), ..options };
-        Ok((Model::load_on(checkpoint, device, threads, options)?, vision))
-    }
-}
-
 impl Gemma3 {
     /// Loads a Hugging Face folder, a `.safetensors` file beside its `config.json`, or a `.gguf` file. Of a model
     /// in several numbered files (`…-00001-of-00003`) any one stands for all.
@@ -107,126 +59,29 @@ impl Gemma3 {
     /// preprocessing beside a model that takes text only may be broken, or another model's.
     ///
     /// A folder of the 4B, 12B or 27B is loaded with its image encoder; a `.gguf` file has it in a second
-    /// file ([`load_with_mmproj`](Self::load_with_mmproj)).
+    /// file ([`Loader::mmproj`]). What else can be chosen is in the [`loader`](Self::loader).
     ///
     /// # Errors
     ///
     /// Files that are missing, malformed, of another model, or without a tokenizer.
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Self, Error> {
-        Self::load_with(path, device, LoadOptions::default())
+        Self::loader(path).device(device).load()
     }
 
-    /// [`load`](Self::load) with options: threads, progress, checks.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`load`](Self::load).
-    pub fn load_with(
-        path: impl AsRef<Path>,
-        device: &Device,
-        options: LoadOptions<'_>,
-    ) -> Result<Self, Error> {
-        Self::open(path.as_ref(), None, device, options)
+    /// Sets out to load what [`load`](Self::load) loads, with choices: the device, threads, precision, an image encoder in
+    /// a file of its own, progress.
+    pub fn loader(path: impl AsRef<Path>) -> Loader<'static, 'static> {
+        Loader::of_path(path.as_ref())
     }
 
-    /// Loads a `.gguf` file with the image encoder beside it, usually called `mmproj-….gguf`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`load`](Self::load), and a second file that is not the image encoder of this model.
-    pub fn load_with_mmproj(
-        path: impl AsRef<Path>,
-        mmproj: impl AsRef<Path>,
-        device: &Device,
-        options: LoadOptions<'_>,
-    ) -> Result<Self, Error> {
-        let mmproj = Mmproj::open(mmproj)?;
-        Self::open(path.as_ref(), Some(&mmproj), device, options)
-    }
-
-    fn open(
-        path: &Path,
-        mmproj: Option<&Mmproj>,
-        device: &Device,
-        options: LoadOptions<'_>,
-    ) -> Result<Self, Error> {
-        let checkpoint = Checkpoint::open(path)?;
-        let chat_template = load::chat_template(path, &checkpoint)?;
-        let ignored = load::ignored_template(path, &checkpoint);
-        if mmproj.is_some() {
-            // What the encoder's file says of the model is completed by the tokenizer.
-            let tokenizer = load::tokenizer(path, &checkpoint)?;
-            let weights = Weights { checkpoint: &checkpoint, mmproj, preprocessor: None };
-            return Self::assemble(weights, tokenizer, chat_template, ignored, device, options);
-        }
-        let preprocessor = load::preprocessor(path, &checkpoint)?;
-        let weights = Weights { checkpoint: &checkpoint, mmproj: None, preprocessor };
-        // Reading a vocabulary takes as long as reading the weights of a small model: both at once.
-        let (tokenizer, loaded) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| load::tokenizer(path, &checkpoint));
-            let loaded = weights.load(device, options);
-            (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
-        });
-        let tokenizer = tokenizer?;
-        let (model, vision) = loaded?;
-        let mut warnings = checkpoint.warnings().to_vec();
-        warnings.extend(ignored);
-        warnings.extend(load::tokens_without_rows(&tokenizer, &checkpoint));
-        Ok(Self::new(model, vision, tokenizer, chat_template, warnings))
-    }
-
-    /// Loads from a checkpoint and a tokenizer that the caller opened, for instance from memory. For text alone
+    /// Sets out to load from a checkpoint and a tokenizer that the caller opened, for instance from memory. For text alone
     /// of a model that sees, give [`Checkpoint::with_vision`]`(None)` of it.
-    ///
-    /// # Errors
-    ///
-    /// Weights that cannot be loaded.
-    pub fn from_parts(
-        checkpoint: &Checkpoint,
-        tokenizer: Tokenizer,
-        device: &Device,
-        options: LoadOptions<'_>,
-    ) -> Result<Self, Error> {
-        Self::from_parts_with(checkpoint, None, tokenizer, None, device, options)
-    }
-
-    /// [`from_parts`](Self::from_parts) with an image encoder in a file of its own, and with the settings of
-    /// its preprocessing, if they are not that file's or the published models'.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`from_parts`](Self::from_parts), and an encoder of another model.
-    pub fn from_parts_with(
-        checkpoint: &Checkpoint,
-        mmproj: Option<&Mmproj>,
-        tokenizer: Tokenizer,
-        preprocessor: Option<PreprocessorConfig>,
-        device: &Device,
-        options: LoadOptions<'_>,
-    ) -> Result<Self, Error> {
-        let weights = Weights { checkpoint, mmproj, preprocessor };
-        Self::assemble(weights, tokenizer, None, None, device, options)
-    }
-
-    fn assemble(
-        weights: Weights<'_>,
-        tokenizer: Tokenizer,
-        chat_template: Option<Template>,
-        ignored: Option<Warning>,
-        device: &Device,
-        options: LoadOptions<'_>,
-    ) -> Result<Self, Error> {
-        let with_vision = load::with_mmproj(weights.checkpoint, weights.mmproj, &tokenizer)?;
-        let checkpoint = with_vision.as_ref().unwrap_or(weights.checkpoint);
-        let (model, vision) = Weights { checkpoint, ..weights }.load(device, options)?;
-        let mut warnings = checkpoint.warnings().to_vec();
-        warnings.extend(ignored);
-        warnings.extend(load::tokens_without_rows(&tokenizer, checkpoint));
-        Ok(Self::new(model, vision, tokenizer, chat_template, warnings))
+    pub fn loader_of(checkpoint: &Checkpoint, tokenizer: Tokenizer) -> Loader<'_, 'static> {
+        Loader::of_checkpoint(checkpoint, tokenizer)
     }
 
     /// `chat_template` is the one beside the weights, if there is one.
-    fn new(
+    pub(crate) fn new(
         model: Model,
         vision: Option<Vision>,
         tokenizer: Tokenizer,
@@ -235,7 +90,7 @@ impl Gemma3 {
     ) -> Self {
         let chat_template = chat_template.map(|template| template.completed(&tokenizer));
         let chat_template = chat_template.or_else(|| Template::of_tokenizer(&tokenizer));
-        let core = core_generate::GenerateOptions::for_model(model.config(), model.generation_config());
+        let core = generate::ContinueOptions::for_model(model.config(), model.generation_config());
         let mut stop_token_ids = core.stop_token_ids;
         if chat_template.as_ref().is_some_and(|template| template.source.contains(special::END_OF_TURN)) {
             // The conversions disagree on whether the end of a turn is among the end-of-sequence ids.
@@ -351,9 +206,9 @@ impl Gemma3 {
         &self,
         session: &SessionOptions,
         options: &GenerateOptions,
-        progress: &mut dyn FnMut(core_generate::WarmUpProgress),
+        progress: &mut dyn FnMut(generate::WarmUpProgress),
     ) -> Result<(), Error> {
-        Ok(core_generate::warm_up(self.model(), session, &self.core_options(options), progress)?)
+        Ok(generate::warm_up(self.model(), session, &self.core_options(options), progress)?)
     }
 
     /// The same for [`generate_batch`](Self::generate_batch), [`respond`](Self::respond) and the like: `sequences`
@@ -368,7 +223,7 @@ impl Gemma3 {
         sequences: usize,
         prompt_tokens: usize,
         options: &GenerateOptions,
-        progress: &mut dyn FnMut(core_generate::WarmUpProgress),
+        progress: &mut dyn FnMut(generate::WarmUpProgress),
     ) -> Result<(), Error> {
         let cache = self.batch_cache(prompt_tokens, prompt_tokens, options);
         let session = SessionOptions { cache, sequence: 0 };
@@ -376,11 +231,11 @@ impl Gemma3 {
         // Its prompts are computed one by one.
         self.warm_up(&session, options, &mut |part| {
             total = part.total + 1;
-            progress(core_generate::WarmUpProgress { total, ..part });
+            progress(generate::WarmUpProgress { total, ..part });
         })?;
         let options = vec![self.core_options(options); sequences];
-        core_generate::warm_up_batch(self.model(), &session, &options, &mut |_| {})?;
-        progress(core_generate::WarmUpProgress { done: total, total });
+        generate::warm_up_batch(self.model(), &session, &options, &mut |_| {})?;
+        progress(generate::WarmUpProgress { done: total, total });
         Ok(())
     }
 
@@ -514,15 +369,10 @@ impl Gemma3 {
 
     /// The cache of a sequence of a batch, given the length of its prompt and of the longest.
     fn batch_cache(&self, prompt: usize, longest: usize, options: &GenerateOptions) -> CacheOptions {
-        let most = self.model().decoder().config().max_position_embeddings;
+        let most = self.model().text_config().max_position_embeddings;
         let room = options.max_new_tokens.unwrap_or(gemma3_core::cache::DEFAULT_CAPACITY);
-        let capacity = if device::is_cpu(self.model().device()) {
-            // Of just the size that this sequence can reach.
-            prompt.saturating_add(room)
-        } else {
-            // Kernels are made for a size and step sequences of one size together: few sizes, and one for all.
-            longest.saturating_add(room).min(most).next_multiple_of(BATCH_CAPACITY)
-        };
+        let needs = |prompt: usize| prompt.saturating_add(room).min(most);
+        let capacity = self.model().capacity_in_batch(needs(prompt), needs(longest));
         CacheOptions { capacity: Some(capacity.clamp(1, most)), ..CacheOptions::default() }
     }
 
@@ -532,7 +382,7 @@ impl Gemma3 {
     }
 
     /// The core's options for options on text.
-    pub(crate) fn core_options(&self, options: &GenerateOptions) -> core_generate::GenerateOptions {
+    pub(crate) fn core_options(&self, options: &GenerateOptions) -> generate::ContinueOptions {
         let mut stop_token_ids = options.stop_token_ids.clone();
         if !options.ignore_eos {
             stop_token_ids.extend_from_slice(self.stop_token_ids());
@@ -543,7 +393,7 @@ impl Gemma3 {
             true => Arc::from([]),
             false => self.shared.suppressed_ids.clone(),
         };
-        core_generate::GenerateOptions {
+        generate::ContinueOptions {
             sampling: options.sampling.clone(),
             max_new_tokens: options.max_new_tokens,
             stop_token_ids,

@@ -41,7 +41,7 @@ fn advice_without_tokenizer(path: &Path) -> &'static str {
              model's page, or write it with transformers (`AutoTokenizer.from_pretrained(folder)`, then \
              `save_pretrained(folder)`)"
         }
-        false => "take it from the model's page, or give a tokenizer with `Gemma3::from_parts`",
+        false => "take it from the model's page, or give a tokenizer with `Gemma3::loader_of`",
     }
 }
 

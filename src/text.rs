@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use gemma3_core::CancelHandle;
-use gemma3_core::generate as core_generate;
+use gemma3_core::generate;
 use gemma3_core::generate::{FinishReason, ScoredToken, Session, SessionOptions, Token, TokenStream};
-use gemma3_tokenizer::{Bos, EncodeOptions, SpecialTokens};
+use gemma3_tokenizer::{Bos, SpecialTokens, TokenizeOptions};
 use gemma3_vision::EncodedImage;
 
 use crate::images::Prompt;
@@ -85,7 +85,7 @@ impl TextSession {
     ///
     /// Another number of places than images, a model that takes text only, or a prompt that does not fit.
     pub fn append_with_images(&mut self, text: &str, images: &[EncodedImage]) -> Result<(), Error> {
-        let options = EncodeOptions { bos: self.bos(), special_tokens: SpecialTokens::Parse };
+        let options = TokenizeOptions { bos: self.bos(), special_tokens: SpecialTokens::Parse };
         let tokenizer = self.gemma.tokenizer();
         let prompt = self.gemma.prompt(images, |images| match images {
             Some(images) => tokenizer.encode_with_images(text, options, images),
@@ -137,11 +137,6 @@ impl TextSession {
     /// Invalid options, or an empty session.
     pub fn generate(&mut self, options: &GenerateOptions) -> Result<Generation, Error> {
         self.stream(options)?.into_generation()
-    }
-
-    /// A second session with the same past.
-    pub fn fork(&self) -> Self {
-        self.clone()
     }
 }
 
@@ -282,7 +277,7 @@ pub(crate) fn collect(
     Ok((text, tokens))
 }
 
-/// Continues several sessions together; see [`core_generate::generate_batch`].
+/// Continues several sessions together; see [`generate::generate_batch`].
 pub(crate) fn generate_batch(
     sessions: &mut [TextSession],
     options: &GenerateOptions,
@@ -312,8 +307,7 @@ pub(crate) fn generate_batch(
             }
         }
     };
-    let completions =
-        core_generate::generate_batch_with(&mut references, &core_options, cancel, &mut on_token)?;
+    let completions = generate::generate_batch_with(&mut references, &core_options, cancel, &mut on_token)?;
     if let Some(error) = failed {
         return Err(error);
     }
@@ -321,7 +315,7 @@ pub(crate) fn generate_batch(
     for ((completion, (mut decoder, mut text)), prompt_tokens) in
         completions.into_iter().zip(decoders).zip(prompt_tokens)
     {
-        let core_generate::Completion { tokens, mut finish_reason, stopped_by_caller } = completion;
+        let generate::Completion { tokens, mut finish_reason, stopped_by_caller } = completion;
         if !stopped_by_caller {
             let (rest, stopped) = decoder.finish()?;
             text += &rest;

@@ -36,7 +36,7 @@ fn folder_with(change: impl FnOnce(&mut Value)) -> Option<tempfile::TempDir> {
 
 fn load(folder: &Path) -> Result<Gemma3, Error> {
     let (_, device) = common::devices().swap_remove(0);
-    Gemma3::load_with(folder, &device, common::exact())
+    Gemma3::loader(folder).device(&device).options(common::exact()).load()
 }
 
 /// The tiny text model with this template.

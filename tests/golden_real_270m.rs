@@ -63,7 +63,7 @@ fn the_real_model_equals_the_reference() {
     let variant = &index["variants"]["gguf_f32"];
     for (name, device) in devices() {
         println!("the real 270M on {name}");
-        let gemma = Gemma3::load_with(&path, &device, common::exact()).expect("the model");
+        let gemma = Gemma3::loader(&path).device(&device).options(common::exact()).load().expect("the model");
         for prompt in variant["prompts"].as_array().expect("prompts") {
             let what = prompt["prompt"].as_str().unwrap_or("a prompt");
             println!("{what:?}");

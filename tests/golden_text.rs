@@ -19,7 +19,11 @@ fn texts_continue_as_in_the_reference() {
         };
         for (device_name, device) in devices() {
             println!("{name} on {device_name}");
-            let gemma = Gemma3::load_with(&folder, &device, common::exact()).expect("the checkpoint");
+            let gemma = Gemma3::loader(&folder)
+                .device(&device)
+                .options(common::exact())
+                .load()
+                .expect("the checkpoint");
             for case in cases {
                 let text = case["text"].as_str().expect("a text");
                 let prompt = gemma.tokenizer().encode(text, Bos::Add).expect("ids");

@@ -17,13 +17,13 @@ use gemma3::{
 fn tiny() -> Option<Gemma3> {
     let folder = common::golden("tiny-multimodal")?;
     let (_, device) = common::devices().swap_remove(0);
-    Some(Gemma3::load_with(folder, &device, common::exact()).expect("the tiny model"))
+    Some(Gemma3::loader(folder).device(&device).options(common::exact()).load().expect("the tiny model"))
 }
 
 fn text_only() -> Option<Gemma3> {
     let folder = common::golden("tiny-text")?;
     let (_, device) = common::devices().swap_remove(0);
-    Some(Gemma3::load_with(folder, &device, common::exact()).expect("the tiny text model"))
+    Some(Gemma3::loader(folder).device(&device).options(common::exact()).load().expect("the tiny text model"))
 }
 
 fn greedy(max_new_tokens: usize) -> GenerateOptions {
@@ -50,9 +50,7 @@ fn encode(gemma: &Gemma3, image: &Image) -> EncodedImage {
 
 /// The vectors of all views.
 fn vectors(image: &EncodedImage) -> Vec<f32> {
-    let values = |view: &gemma3::vision::SoftTokens| {
-        view.vectors().clone().into_data().try_into_vec::<f32>().expect("f32")
-    };
+    let values = |view: &gemma3::vision::SoftTokens| view.to_vec().expect("soft tokens");
     image.views().iter().flat_map(values).collect()
 }
 
@@ -436,7 +434,8 @@ fn a_gguf_file_sees_with_its_mmproj_file() {
     // neighbour for it.
     std::fs::write(folder.path().join("preprocessor_config.json"), "{").expect("a file");
     std::fs::write(folder.path().join("processor_config.json"), "{").expect("a file");
-    let pair = Gemma3::load_with_mmproj(&text, &mmproj, &device, options).expect("two files");
+    let pair =
+        Gemma3::loader(&text).mmproj(&mmproj).device(&device).options(options).load().expect("two files");
     let last = reported.last().expect("progress");
     assert_eq!(last.loaded_bytes, last.total_bytes);
     assert!(reported.windows(2).all(|pair| pair[0].loaded_bytes < pair[1].loaded_bytes));
@@ -453,6 +452,6 @@ fn a_gguf_file_sees_with_its_mmproj_file() {
     // Without it, it is a text model; with something else, an error.
     let alone = Gemma3::load(&text, &device).expect("a text model");
     assert!(alone.vision().is_none());
-    let error = Gemma3::load_with_mmproj(&text, &text, &device, LoadOptions::default());
+    let error = Gemma3::loader(&text).mmproj(&text).device(&device).options(LoadOptions::default()).load();
     assert!(matches!(error, Err(Error::Mmproj(_))), "{error:?}");
 }

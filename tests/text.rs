@@ -17,7 +17,7 @@ use gemma3::{
 fn tiny() -> Option<Gemma3> {
     let folder = common::golden("tiny-text")?;
     let (_, device) = common::devices().swap_remove(0);
-    Some(Gemma3::load_with(folder, &device, common::exact()).expect("the tiny model"))
+    Some(Gemma3::loader(folder).device(&device).options(common::exact()).load().expect("the tiny model"))
 }
 
 fn greedy(max_new_tokens: usize) -> GenerateOptions {
@@ -172,7 +172,8 @@ fn a_batch_of_texts_equals_the_texts_one_by_one() {
 fn a_warm_up_says_how_far_it_is_and_batches_follow_it_on_every_device() {
     let Some(folder) = common::golden("tiny-text") else { return };
     for (name, device) in common::devices() {
-        let gemma = Gemma3::load_with(&folder, &device, common::exact()).expect("the tiny model");
+        let gemma =
+            Gemma3::loader(&folder).device(&device).options(common::exact()).load().expect("the tiny model");
         let mut stages = Vec::new();
         let mut report = |at: WarmUpProgress| stages.push((at.done, at.total));
         gemma.warm_up_batch(2, 8, &greedy(12), &mut report).expect("a warm-up");
@@ -394,7 +395,8 @@ fn tokens_without_rows_are_a_warning_and_an_error_only_where_one_is_used() {
     });
     let (Some(folder), Some(tiny)) = (with_words, tiny()) else { return };
     let (_, device) = common::devices().swap_remove(0);
-    let gemma = Gemma3::load_with(folder.path(), &device, common::exact()).expect("a model");
+    let gemma =
+        Gemma3::loader(folder.path()).device(&device).options(common::exact()).load().expect("a model");
     let [warning] = gemma.warnings() else { panic!("{:?}", gemma.warnings()) };
     assert_eq!(warning.kind, WarningKind::TokensWithoutRows);
     for part in ["320 rows", "2 tokens", "5000", "`beyond`"] {
@@ -430,7 +432,7 @@ fn a_recommendation_that_cannot_be_followed_is_an_error_only_where_it_is_used() 
     let odd = |change: fn(&mut serde_json::Value)| {
         let folder = tiny_with("generation_config.json", change)?;
         let (_, device) = common::devices().swap_remove(0);
-        Some(Gemma3::load_with(folder.path(), &device, common::exact()).expect("a model"))
+        Some(Gemma3::loader(folder.path()).device(&device).options(common::exact()).load().expect("a model"))
     };
     let (Some(top_p), Some(temperature), Some(penalty), Some(off), Some(tiny)) = (
         odd(|json| json["top_p"] = serde_json::json!(100)),
@@ -469,7 +471,7 @@ fn end_ids_of_every_file_end_a_text() {
     let ends = |name: &str, change: fn(&mut serde_json::Value)| {
         let folder = tiny_with(name, change)?;
         let (_, device) = common::devices().swap_remove(0);
-        Some(Gemma3::load_with(folder.path(), &device, common::exact()).expect("a model"))
+        Some(Gemma3::loader(folder.path()).device(&device).options(common::exact()).load().expect("a model"))
     };
     let config = ends("config.json", |json| json["eos_token_id"] = serde_json::json!([77, 5000]));
     let generation =
@@ -526,7 +528,11 @@ fn a_special_token_with_the_largest_id_costs_no_time() {
     let checkpoint = Checkpoint::open(folder).expect("the tiny model");
     let (_, device) = common::devices().swap_remove(0);
     let start = Instant::now();
-    Gemma3::from_parts(&checkpoint, tokenizer, &device, common::exact()).expect("a model");
+    Gemma3::loader_of(&checkpoint, tokenizer)
+        .device(&device)
+        .options(common::exact())
+        .load()
+        .expect("a model");
     // Looking at every number below the largest id took a minute.
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }

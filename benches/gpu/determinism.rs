@@ -1,6 +1,6 @@
 //! Whether a seed gives the same tokens: twice in one process, and in two processes.
 
-use gemma3::core::generate::GenerateOptions;
+use gemma3::core::generate::ContinueOptions;
 use gemma3::core::model::Model;
 use gemma3::core::sampling::SamplingOptions;
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,7 @@ fn generate(model: &Model, arguments: &Arguments) -> Result<Vec<u32>, Failure> {
     let depth = arguments.depth();
     let mut session = measure::session(model, depth + TOKENS, 512, 0)?;
     session.append(&measure::ids(model, depth, 0))?;
-    let options = GenerateOptions { sampling: drawing(), ..measure::options(TOKENS) };
+    let options = ContinueOptions { sampling: drawing(), ..measure::options(TOKENS) };
     let tokens = session.generate(options)?.map(|token| token.map(|token| token.id));
     Ok(tokens.collect::<Result<_, _>>()?)
 }

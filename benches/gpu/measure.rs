@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use gemma3::CacheOptions;
 use gemma3::CancelHandle;
-use gemma3::core::generate::{GenerateError, GenerateOptions, Session, SessionOptions, generate_batch_with};
+use gemma3::core::generate::{ContinueOptions, GenerateError, Session, SessionOptions, generate_batch_with};
 use gemma3::core::model::Model;
 use gemma3::core::sampling::SamplingOptions;
 use serde::{Deserialize, Serialize};
@@ -39,12 +39,10 @@ pub struct Measured {
     pub rates: Vec<f64>,
     /// Of a step of all sequences, or of the whole prefill.
     pub work: Work,
-    pub launches_per_block: Option<usize>,
 }
 
 /// Above what [`Figure::text`] gives of a [`Measured`].
-pub const HEAD: &str =
-    "model format  backend  prompt    gen  depth batch      tok/s  of the limit  launches a block";
+pub const HEAD: &str = "model format  backend  prompt    gen  depth batch      tok/s  of the limit";
 
 impl Measured {
     /// Steps of all sequences a second, or whole prefills.
@@ -61,10 +59,9 @@ impl Figure for Measured {
         let Case { n_prompt, n_gen, n_depth, batch } = self.case;
         let Subject { model, format, backend } = subject;
         let share = percent(self.work.share(self.times_a_second(), limits));
-        let launches = self.launches_per_block.map_or_else(String::new, |launches| launches.to_string());
         format!(
             "{model:>5} {format:>6} {backend:>8} {n_prompt:>7} {n_gen:>6} {n_depth:>6} {batch:>5} {:>10.1} \
-             {share:>13} {launches:>17}",
+             {share:>13}",
             median(&self.rates)
         )
     }
@@ -82,7 +79,6 @@ impl Figure for Measured {
             "decode_tok_s": (n_gen > 0).then_some(rate),
             "runs_tok_s": self.rates.iter().map(|rate| rounded(*rate, 1)).collect::<Vec<_>>(),
             "share_of_limit": share.map(|share| rounded(share, 3)),
-            "launches_per_block": self.launches_per_block,
         })
     }
 }
@@ -98,10 +94,7 @@ pub fn run(random: &RandomModel, arguments: &Arguments) -> Result<(), Failure> {
         match rates.collect::<Result<Vec<_>, _>>() {
             Ok(rates) => {
                 let work = Work::of(&model, &case);
-                // Those of a step of one sequence are known; batches and prompts have others.
-                let is_step = case.batch == 1 && case.n_gen > 0;
-                let launches_per_block = model.decoder().launches_per_block().filter(|_| is_step);
-                child::answer(&Measured { case, rates, work, launches_per_block })?;
+                child::answer(&Measured { case, rates, work })?;
             }
             // A card that is too small for one case has still others to measure.
             Err(error) => eprintln!("{random} {case:?}: {error}"),
@@ -173,11 +166,11 @@ fn decode_batch(model: &Model, case: &Case) -> Result<f64, GenerateError> {
 }
 
 /// Greedy, without an end of the text.
-pub fn options(max_new_tokens: usize) -> GenerateOptions {
-    GenerateOptions {
+pub fn options(max_new_tokens: usize) -> ContinueOptions {
+    ContinueOptions {
         sampling: SamplingOptions::greedy(),
         max_new_tokens: Some(max_new_tokens),
-        ..GenerateOptions::default()
+        ..ContinueOptions::default()
     }
 }
 
@@ -194,7 +187,7 @@ pub fn session(
 
 /// Ids that look random and are the same every time.
 pub fn ids(model: &Model, count: usize, sequence: u64) -> Vec<u32> {
-    let vocab_size = model.decoder().config().vocab_size.min(262_144) as u64;
+    let vocab_size = model.text_config().vocab_size.min(262_144) as u64;
     let id = |i: u64| (i.wrapping_mul(2_654_435_761).wrapping_add(sequence * 40_503) % vocab_size) as u32;
     (0..count as u64).map(id).collect()
 }

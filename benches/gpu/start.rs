@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use gemma3::CacheOptions;
-use gemma3::core::generate::{GenerateOptions, Session, SessionOptions, warm_up};
+use gemma3::core::generate::{ContinueOptions, Session, SessionOptions, warm_up};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ pub fn run(random: &RandomModel, arguments: &Arguments) -> Result<(), Failure> {
     let cache = CacheOptions { capacity: Some(depth + CAPACITY), ..CacheOptions::default() };
     let session = SessionOptions { cache, sequence: 0 };
     // The sampler that draws is the longest kernel.
-    let options = GenerateOptions { sampling: drawing(), ..measure::options(1) };
+    let options = ContinueOptions { sampling: drawing(), ..measure::options(1) };
     warm_up(&model, &session, &options, &mut |_| {})?;
     let warm_up_s = begun.elapsed().as_secs_f64();
 

@@ -26,7 +26,7 @@ impl Work {
     /// Of a decode step of all sequences, or of a whole prefill.
     pub fn of(model: &Model, case: &Case) -> Self {
         match case.n_gen {
-            0 => Self::Flops(prefill_flops(model.decoder().config(), case.n_prompt)),
+            0 => Self::Flops(prefill_flops(model.text_config(), case.n_prompt)),
             _ => Self::Bytes(step_bytes(model, case)),
         }
     }
@@ -41,16 +41,16 @@ impl Work {
 }
 
 fn step_bytes(model: &Model, case: &Case) -> f64 {
-    let config = model.decoder().config();
+    let config = model.text_config();
     let length = case.n_depth + case.n_gen / 2;
     let seen = |kind: &LayerType| match kind {
         LayerType::FullAttention => length,
         LayerType::SlidingAttention => length.min(config.sliding_window),
     };
     let positions: usize = config.layer_types.iter().map(seen).sum();
-    let bytes_per_value = model.decoder().cache_dtype().bytes() as usize;
+    let bytes_per_value = model.cache_dtype().bytes() as usize;
     let cache = case.batch * positions * 2 * config.key_value_width() * bytes_per_value;
-    model.decoder().weight_bytes() as f64 + cache as f64
+    model.weight_bytes() as f64 + cache as f64
 }
 
 fn prefill_flops(config: &TextConfig, tokens: usize) -> f64 {

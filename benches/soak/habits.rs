@@ -92,7 +92,7 @@ impl Habits {
             self.text.tokens_mut().clear();
             self.text.append("The history of bread begins")?;
         }
-        let mut fork = self.text.fork();
+        let mut fork = self.text.clone();
         fork.append(" with a fork")?;
         fork.generate(&options(index))?;
         self.text.append(" without one")?;

@@ -43,8 +43,8 @@ pub fn load(arguments: &ModelArguments) -> Result<Loaded, Box<dyn Error>> {
         ..LoadOptions::default()
     };
     let gemma = match &arguments.mmproj {
-        Some(mmproj) => Gemma3::load_with_mmproj(&path, mmproj, &device, options)?,
-        None => Gemma3::load_with(&path, &device, options)?,
+        Some(mmproj) => Gemma3::loader(&path).mmproj(mmproj).device(&device).options(options).load()?,
+        None => Gemma3::loader(&path).device(&device).options(options).load()?,
     };
     let load_s = start.elapsed().as_secs_f64();
     bar.finish_and_clear();

@@ -50,7 +50,7 @@ impl Speed {
 
 /// Ids that look random and are the same every time.
 fn ids(model: &Model, count: usize) -> Vec<u32> {
-    let vocab_size = model.decoder().config().vocab_size as u64;
+    let vocab_size = model.text_config().vocab_size as u64;
     // The placeholder of images stands for no text.
     let placeholder = model.config().image_tokens.map(|tokens| tokens.image);
     let id = |i: u64| (i.wrapping_mul(2_654_435_761) % vocab_size) as u32;

@@ -68,7 +68,7 @@ impl Candidate {
     /// What loading fails with, and a vocabulary of another size than the baseline's.
     pub fn load(&self, baseline: &Model, device: &Device) -> Result<Model, Box<dyn Error>> {
         let found = self.checkpoint.config().text.vocab_size;
-        let expected = baseline.decoder().config().vocab_size;
+        let expected = baseline.text_config().vocab_size;
         if found != expected {
             let source = self.checkpoint.source();
             let reason = format!("`{source}` has {found} tokens and the baseline {expected}");
@@ -76,7 +76,8 @@ impl Candidate {
         }
         let (precision, quantization) = (self.precision, self.quantization);
         let options = LoadOptions { precision, quantization, ..LoadOptions::default() };
-        Ok(Model::load_on(&self.checkpoint, device, baseline.threads().clone(), options)?)
+        let lent_threads = Some(baseline.threads().clone());
+        Ok(Model::load(&self.checkpoint, device, LoadOptions { lent_threads, ..options })?)
     }
 
     /// The cache's settings except its capacity, for passes of `chunk` tokens.

@@ -105,7 +105,7 @@ fn run(arguments: &Arguments) -> Outcome {
 
     let options =
         LoadOptions { threads: arguments.threads, precision: Precision::Exact, ..LoadOptions::default() };
-    let gemma = Gemma3::load_with(&path, &device, options)?;
+    let gemma = Gemma3::loader(&path).device(&device).options(options).load()?;
     let ids = gemma.tokenizer().encode(&text, Bos::Add)?;
     let windows = windows(&ids, arguments.tokens, arguments.window);
     let (window, chunk) = (arguments.window, arguments.chunk);

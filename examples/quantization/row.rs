@@ -41,7 +41,7 @@ impl Row {
     }
 
     pub fn weight_bytes(&self) -> u64 {
-        self.model.decoder().weight_bytes()
+        self.model.weight_bytes()
     }
 
     /// Appends `ids` and returns the logits after each, \[vocab\].

@@ -184,6 +184,26 @@ pub fn is_cpu(device: &Device) -> bool {
     }
 }
 
+/// Whether this crate brings its own operations for the device: burn's CPU backend flex.
+pub(crate) fn is_flex(device: &Device) -> bool {
+    match device.as_dispatch() {
+        #[cfg(feature = "flex")]
+        burn::backend::DispatchDevice::Flex(_) => true,
+        #[allow(unreachable_patterns)] // With flex only, nothing is left.
+        _ => false,
+    }
+}
+
+/// Whether the device is a GPU that runs our kernels.
+pub fn is_gpu(device: &Device) -> bool {
+    match device.as_dispatch() {
+        #[cfg(feature = "cube")]
+        burn::backend::DispatchDevice::Cube(_) => true,
+        #[allow(unreachable_patterns)] // With GPUs only, nothing is left.
+        _ => false,
+    }
+}
+
 /// Runs what waits for a GPU by burn's means (reads a tensor, synchronizes) while no decode step is being recorded.
 ///
 /// CUDA records in a mode in which waiting for the device fails in any thread, and spoils the record. This library's own
@@ -191,7 +211,7 @@ pub fn is_cpu(device: &Device) -> bool {
 /// Elsewhere it just runs `wait`.
 pub fn waiting<T>(wait: impl FnOnce() -> T) -> T {
     #[cfg(feature = "cube")]
-    return crate::ops::cube::stream::waiting(wait);
+    return crate::ops::cube::commands::waiting(wait);
     #[cfg(not(feature = "cube"))]
     wait()
 }

@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! use gemma3_core::checkpoint::Checkpoint;
-//! use gemma3_core::generate::{GenerateOptions, Session, SessionOptions};
+//! use gemma3_core::generate::{ContinueOptions, Session, SessionOptions};
 //! use gemma3_core::model::{LoadOptions, Model};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -16,7 +16,7 @@
 //!
 //! let mut session = Session::new(&model, &SessionOptions::default())?;
 //! session.append(&[2, 818, 3433, 529, 9922, 14160])?;
-//! for token in session.generate(GenerateOptions { max_new_tokens: Some(16), ..Default::default() })? {
+//! for token in session.generate(ContinueOptions { max_new_tokens: Some(16), ..Default::default() })? {
 //!     println!("{}", token?.id);
 //! }
 //! # Ok(())
@@ -24,7 +24,7 @@
 //! ```
 //!
 //! The dependencies of the modules point one way:
-//! [`generate`] → [`model`] → {[`cache`], [`ops`], [`matrix`]} → {[`formats`], [`checkpoint`]} → [`config`].
+//! [`generate`] → [`model`] → `run` → {[`ops`], [`cache`]} → {[`formats`], [`checkpoint`]} → [`config`].
 
 #![deny(missing_docs)]
 #![deny(unsafe_code)]
@@ -36,11 +36,9 @@ pub mod config;
 pub mod device;
 pub mod formats;
 pub mod generate;
-#[cfg(feature = "cube")]
-pub mod gpu;
-pub mod matrix;
 pub mod model;
 pub mod ops;
+mod run;
 pub mod sampling;
 mod threads;
 

@@ -12,7 +12,7 @@ use common::{devices, golden};
 use gemma3_core::checkpoint::{Checkpoint, CheckpointError, TextTensor, WarningKind};
 use gemma3_core::config::TextConfig;
 use gemma3_core::formats::Quantization;
-use gemma3_core::generate::{GenerateOptions, Session, SessionOptions, generate_batch};
+use gemma3_core::generate::{ContinueOptions, Session, SessionOptions, generate_batch};
 use gemma3_core::model::{LoadOptions, Model};
 use gemma3_core::sampling::SamplingOptions;
 use safetensors::Dtype;
@@ -153,10 +153,10 @@ fn load(checkpoint: &Checkpoint) -> Model {
 fn continued(checkpoint: &Checkpoint) -> Vec<u32> {
     let mut session = Session::new(&load(checkpoint), &SessionOptions::default()).expect("a session");
     session.append(&PROMPT).expect("room");
-    let options = GenerateOptions {
+    let options = ContinueOptions {
         sampling: SamplingOptions::greedy(),
         max_new_tokens: Some(8),
-        ..GenerateOptions::default()
+        ..ContinueOptions::default()
     };
     let stream = session.generate(options).expect("a stream");
     stream.map(|token| token.expect("a token").id).collect()
@@ -326,7 +326,7 @@ fn a_head_of_its_own_is_quantized_as_the_embedding_is() {
             let model = Model::load(checkpoint, &device, options).expect("a model");
             let mut session = Session::new(&model, &SessionOptions::default()).expect("a session");
             session.append(&PROMPT).expect("room");
-            (session.logits().expect("logits").to_vec(), model.decoder().weight_bytes())
+            (session.logits().expect("logits").to_vec(), model.weight_bytes())
         };
         let (whole, _) = run(&untied, Quantization::None);
         for quantization in [Quantization::None, Quantization::EightBit, Quantization::FourBit] {
@@ -472,11 +472,11 @@ fn an_id_without_a_row_is_an_error_wherever_ids_come_in() {
     named(&begun.append(&[320]).unwrap_err());
     // The session is as it was, and goes on, alone and in a batch.
     assert_eq!(begun.ids(), PROMPT);
-    let options = GenerateOptions {
+    let options = ContinueOptions {
         sampling: SamplingOptions::greedy(),
         max_new_tokens: Some(8),
         stop_token_ids: vec![320, u32::MAX],
-        ..GenerateOptions::default()
+        ..ContinueOptions::default()
     };
     let completions = generate_batch(&mut [&mut begun], &[options], &Default::default()).expect("tokens");
     let ids: Vec<u32> = completions[0].tokens.iter().map(|token| token.id).collect();

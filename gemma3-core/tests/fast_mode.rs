@@ -13,7 +13,7 @@ use gemma3_core::CancelHandle;
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::checkpoint::Checkpoint;
-use gemma3_core::generate::{GenerateOptions, Session, SessionOptions, generate_batch};
+use gemma3_core::generate::{ContinueOptions, Session, SessionOptions, generate_batch};
 use gemma3_core::model::{LoadOptions, Model, Segment, SegmentInput};
 use gemma3_core::ops::Precision;
 use gemma3_core::sampling::SamplingOptions;
@@ -98,10 +98,10 @@ fn batches_choose_tokens_that_the_reference_rates_highest() {
         for (session, prompt) in sessions.iter_mut().zip(&prompts) {
             session.append(prompt).expect("room");
         }
-        let options = GenerateOptions {
+        let options = ContinueOptions {
             sampling: SamplingOptions::greedy(),
             max_new_tokens: Some(16),
-            ..GenerateOptions::default()
+            ..ContinueOptions::default()
         };
         let all = vec![options; prompts.len()];
         let mut together: Vec<&mut Session> = sessions.iter_mut().collect();

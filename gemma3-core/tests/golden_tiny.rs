@@ -6,14 +6,13 @@
 
 mod common;
 
-use burn::tensor::{Tensor, TensorData};
 use common::{Tensors, assert_close, devices, golden, golden_json, ids, numbers};
 use gemma3_core::CancelHandle;
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::checkpoint::Checkpoint;
-use gemma3_core::generate::{FinishReason, GenerateOptions, Session, SessionOptions, generate_batch};
-use gemma3_core::model::{Activation, Logits, Model, Segment, SegmentInput, Trace};
+use gemma3_core::generate::{ContinueOptions, FinishReason, Session, SessionOptions, generate_batch};
+use gemma3_core::model::{Activation, EmbeddedSpan, Logits, Model, Segment, SegmentInput, Trace, Vectors};
 use gemma3_core::sampling::SamplingOptions;
 use serde_json::{Map, Value};
 
@@ -52,7 +51,7 @@ fn has_images(case: &Value) -> bool {
 
 /// Capacity and chunk that take any case in one piece.
 fn whole(model: &Model) -> CacheOptions {
-    let longest = model.decoder().config().max_position_embeddings.min(2048);
+    let longest = model.text_config().max_position_embeddings.min(2048);
     CacheOptions { capacity: Some(longest), chunk: longest, ..CacheOptions::default() }
 }
 
@@ -60,13 +59,13 @@ fn session(model: &Model, cache: CacheOptions) -> Session {
     Session::new(model, &SessionOptions { cache, sequence: 0 }).expect("a session")
 }
 
-fn greedy(max_new_tokens: usize, stop_token_ids: Vec<u32>) -> GenerateOptions {
-    GenerateOptions {
+fn greedy(max_new_tokens: usize, stop_token_ids: Vec<u32>) -> ContinueOptions {
+    ContinueOptions {
         sampling: SamplingOptions::greedy(),
         max_new_tokens: Some(max_new_tokens),
         stop_token_ids,
         logprobs: Some(0),
-        ..GenerateOptions::default()
+        ..ContinueOptions::default()
     }
 }
 
@@ -101,8 +100,8 @@ fn logits_and_log_probabilities_of_a_text_equal_the_reference() {
 
 #[test]
 fn every_step_inside_the_layers_equals_the_reference() {
-    for_each_checkpoint(|model, index, tensors, device| {
-        let layers = model.decoder().config().num_hidden_layers;
+    for_each_checkpoint(|model, index, tensors, _| {
+        let layers = model.text_config().num_hidden_layers;
         for (name, case) in cases(index) {
             if tensors.get(&format!("{name}.layer_0")).is_none() {
                 continue;
@@ -110,8 +109,8 @@ fn every_step_inside_the_layers_equals_the_reference() {
             let input = ids(&case["input_ids"]);
             let mut trace = Trace::hidden(0..layers).with_ends().with_details(0..layers);
             let mut cache = model.new_cache(&whole(model)).expect("a cache");
-            let segment = segment_of(model, index, name, &input, tensors, device);
-            let input = segment.as_ref().map_or(SegmentInput::Ids(&input), |vectors| vectors.input());
+            let spans = spans_of(model, index, name, &input, tensors);
+            let input = SegmentInput::Placed { ids: &input, spans: &spans };
             model
                 .forward(&mut [Segment { input, cache: &mut cache }], Logits::All, &mut trace)
                 .expect("a forward pass");
@@ -122,7 +121,7 @@ fn every_step_inside_the_layers_equals_the_reference() {
                     continue;
                 };
                 assert_eq!(traced.shape, shape, "{golden}");
-                assert_close(&golden, &traced.to_vec().expect("values"), &expected, TOLERANCE);
+                assert_close(&golden, &traced.values, &expected, TOLERANCE);
                 compared += 1;
             }
             assert!(compared >= layers + 2, "{name}: only {compared} activations compared");
@@ -139,47 +138,30 @@ fn golden_name(place: &Activation) -> String {
     }
 }
 
-/// The embeddings of a prompt with the golden's soft tokens in their places.
-struct Vectors {
-    vectors: Tensor<2>,
-    images: Vec<std::ops::Range<usize>>,
-}
-
-impl Vectors {
-    fn input<'a>(&self) -> SegmentInput<'a> {
-        SegmentInput::Embeddings { vectors: self.vectors.clone(), images: self.images.clone() }
-    }
-}
-
-/// `None` for a prompt without images.
-fn segment_of(
-    model: &Model,
-    index: &Value,
-    name: &str,
-    input: &[u32],
-    tensors: &Tensors,
-    device: &Device,
-) -> Option<Vectors> {
-    let (_, soft_tokens) = tensors.get(&format!("{name}.projector.output"))?;
+/// The golden's soft tokens in their places; none for a prompt without images.
+fn spans_of(model: &Model, index: &Value, name: &str, input: &[u32], tensors: &Tensors) -> Vec<EmbeddedSpan> {
+    let Some((_, soft_tokens)) = tensors.get(&format!("{name}.projector.output")) else {
+        return Vec::new();
+    };
     let image_id = index["ids"]["image"].as_u64().expect("the image id") as u32;
-    let hidden = model.decoder().config().hidden_size;
-    let embeddings = model.decoder().embed(input).expect("embeddings");
-    let data = gemma3_core::device::waiting(|| embeddings.into_data());
-    let mut vectors = data.try_into_vec::<f32>().expect("f32");
-    let mut soft_tokens = soft_tokens.chunks_exact(hidden);
+    let hidden = model.text_config().hidden_size;
     let mut images: Vec<std::ops::Range<usize>> = Vec::new();
-    for (row, id) in input.iter().enumerate().filter(|(_, id)| **id == image_id) {
-        assert_eq!(*id, image_id);
-        vectors[row * hidden..(row + 1) * hidden]
-            .copy_from_slice(soft_tokens.next().expect("a soft token for each place"));
+    for (row, _) in input.iter().enumerate().filter(|(_, id)| **id == image_id) {
         match images.last_mut() {
             Some(image) if image.end == row => image.end += 1,
             _ => images.push(row..row + 1),
         }
     }
-    assert!(soft_tokens.next().is_none(), "{name}: soft tokens left over");
-    let vectors = Tensor::from_data(TensorData::new(vectors, [input.len(), hidden]), device);
-    Some(Vectors { vectors, images })
+    let all = Vectors::new(soft_tokens, hidden);
+    let mut used = 0;
+    let spans = images.into_iter().map(|image| {
+        let vectors = all.rows(used..used + image.len());
+        used += image.len();
+        EmbeddedSpan { start: image.start, vectors }
+    });
+    let spans: Vec<_> = spans.collect();
+    assert_eq!(spans.iter().map(EmbeddedSpan::len).sum::<usize>(), all.len(), "{name}: one for each place");
+    spans
 }
 
 #[test]

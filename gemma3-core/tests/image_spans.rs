@@ -3,12 +3,11 @@
 
 mod common;
 
-use burn::tensor::{Tensor, TensorData};
 use common::{assert_close, devices, golden};
 use gemma3_core::Device;
 use gemma3_core::cache::{CacheError, CacheOptions};
-use gemma3_core::generate::{GenerateError, GenerateOptions, Session, SessionOptions};
-use gemma3_core::model::{EmbeddedSpan, ForwardError, Model};
+use gemma3_core::generate::{ContinueOptions, GenerateError, Session, SessionOptions};
+use gemma3_core::model::{EmbeddedSpan, ForwardError, Model, Vectors};
 use gemma3_core::sampling::SamplingOptions;
 
 /// Two schedules of the same sums: the bound of the design for exact mode.
@@ -26,14 +25,13 @@ fn session(model: &Model, chunk: usize) -> Session {
 }
 
 /// Vectors that look random, about as large as the model's own.
-fn vectors(model: &Model, tokens: usize, seed: u64) -> Tensor<2> {
-    let hidden = model.decoder().config().hidden_size;
+fn vectors(model: &Model, tokens: usize, seed: u64) -> Vectors {
+    let hidden = model.text_config().hidden_size;
     let value = |i: usize| {
         let mixed = (i as u64 + seed * 7919).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         mixed as f32 / (1 << 23) as f32 - 1.0
     };
-    let values: Vec<f32> = (0..tokens * hidden).map(value).collect();
-    Tensor::from_data(TensorData::new(values, [tokens, hidden]), model.device())
+    Vectors::new((0..tokens * hidden).map(value).collect(), hidden)
 }
 
 /// 11 tokens of text, an image of 4, 6 of text, two images of 4 and 3 with one token between them, 5 of text.
@@ -50,10 +48,10 @@ fn logits(session: &mut Session) -> Vec<f32> {
 }
 
 fn greedy(session: &mut Session, count: usize) -> Vec<u32> {
-    let options = GenerateOptions {
+    let options = ContinueOptions {
         sampling: SamplingOptions::greedy(),
         max_new_tokens: Some(count),
-        ..GenerateOptions::default()
+        ..ContinueOptions::default()
     };
     session.generate(options).expect("a stream").map(|token| token.expect("a token").id).collect()
 }
@@ -134,7 +132,7 @@ fn a_session_cut_back_around_an_image_equals_a_fresh_one() {
             .filter(|span| span.start < len)
             .map(|span| EmbeddedSpan {
                 start: span.start,
-                vectors: span.vectors.clone().narrow(0, 0, span.len().min(len - span.start)),
+                vectors: span.vectors.rows(0..span.len().min(len - span.start)),
             })
             .collect();
         let mut fresh = session(&model, 64);
@@ -160,7 +158,7 @@ fn a_fork_keeps_its_images_and_its_parents_are_untouched() {
     let mut parent = session(&model, 5);
     parent.append_with(&ids[..26], &spans[..2]).expect("a prompt");
     // Forked before anything is computed.
-    let mut fork = parent.fork();
+    let mut fork = parent.clone();
     fork.append_with(&ids[26..], &[spans[2].at(0)]).expect("an image");
     let mut fresh = session(&model, 5);
     fresh.append_with(&ids, &spans).expect("a prompt");
@@ -199,7 +197,7 @@ fn vectors_that_do_not_fit_are_refused_and_change_nothing() {
         let expected = spans.last().expect("a span").range();
         assert_eq!(error, ForwardError::SpanOutOfOrder { span: expected, after, tokens: 7 }.into());
     }
-    let wide = EmbeddedSpan { start: 1, vectors: Tensor::zeros([2, 65], &device) };
+    let wide = EmbeddedSpan { start: 1, vectors: Vectors::new(vec![0.0; 2 * 65], 65) };
     let error = refused(&mut session, &ids, &[wide]);
     assert_eq!(error, ForwardError::WrongWidth { expected: 64, found: 65 }.into());
     let error = refused(&mut session, &[IMAGE; 6], &[span(0, 6)]);

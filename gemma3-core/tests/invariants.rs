@@ -12,7 +12,7 @@ use gemma3_core::Device;
 use gemma3_core::cache::{CacheError, CacheOptions};
 use gemma3_core::config::LayerType;
 use gemma3_core::generate::{
-    FinishReason, GenerateError, GenerateOptions, Session, SessionOptions, generate_batch,
+    ContinueOptions, FinishReason, GenerateError, Session, SessionOptions, generate_batch,
 };
 use gemma3_core::model::{ForwardError, Model, Segment, SegmentInput};
 use gemma3_core::sampling::SamplingOptions;
@@ -51,12 +51,12 @@ fn is_software_gpu(device: &Device) -> bool {
 }
 
 fn window(model: &Model) -> usize {
-    model.decoder().config().sliding_window
+    model.text_config().sliding_window
 }
 
 /// `count` ids that look random and are the same every time, starting with <bos>.
 fn prompt(model: &Model, count: usize) -> Vec<u32> {
-    let vocab_size = model.decoder().config().vocab_size as u64;
+    let vocab_size = model.text_config().vocab_size as u64;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let random = std::iter::repeat_with(|| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -174,10 +174,10 @@ fn sequences_in_a_batch_agree_with_single_ones() {
 fn sampled_tokens_in_a_batch_equal_those_of_single_sequences() {
     on_fast_devices(|model, _| {
         let lens = [3, window(model) + 2, 2 * window(model)];
-        let sampled = GenerateOptions {
+        let sampled = ContinueOptions {
             sampling: SamplingOptions { seed: Some(11), top_k: 40, ..SamplingOptions::default() },
             max_new_tokens: Some(20),
-            ..GenerateOptions::default()
+            ..ContinueOptions::default()
         };
         let mut sessions: Vec<Session> = lens
             .iter()
@@ -192,7 +192,7 @@ fn sampled_tokens_in_a_batch_equal_those_of_single_sequences() {
         let singles: Vec<Vec<u32>> = sessions
             .iter()
             .map(|session| {
-                let mut session = session.fork();
+                let mut session = session.clone();
                 let stream = session.generate(sampled.clone()).expect("a stream");
                 stream.map(|token| token.expect("a token").id).collect()
             })
@@ -219,9 +219,9 @@ fn a_fork_continues_like_a_fresh_session_and_leaves_its_parent_unchanged() {
         let before = parent.logits().expect("logits").to_vec();
 
         let (left, right) = ([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110], [15, 25]);
-        let mut fork = parent.fork();
+        let mut fork = parent.clone();
         fork.prefill(&left).expect("room");
-        let mut second_fork = parent.fork();
+        let mut second_fork = parent.clone();
         second_fork.prefill(&right).expect("room");
 
         assert_agree(
@@ -255,7 +255,7 @@ fn a_truncated_session_continues_like_a_fresh_one_or_says_that_it_cannot() {
             let mut original = session(model, options(100, chunk));
             original.prefill(&ids).expect("room");
             for cut in 1..len {
-                let mut session = original.fork();
+                let mut session = original.clone();
                 let tail = [33, 44, 55];
                 match session.truncate(cut) {
                     Ok(()) => {
@@ -303,7 +303,7 @@ fn a_sequence_of_600_greedy_tokens_agrees_with_one_pass_over_them() {
         let ids = prompt(&model, 3);
         let mut session = session(&model, options(603, 4));
         session.append(&ids).expect("room");
-        let options = GenerateOptions { sampling: SamplingOptions::greedy(), ..GenerateOptions::default() };
+        let options = ContinueOptions { sampling: SamplingOptions::greedy(), ..ContinueOptions::default() };
         let mut stream = session.generate(options).expect("a stream");
         let generated: Vec<u32> = stream.by_ref().map(|token| token.expect("a token").id).collect();
         assert_eq!(generated.len(), 600);
@@ -347,7 +347,7 @@ fn the_cache_occupies_exactly_what_the_formula_says() {
     };
     let (_, device) = devices().swap_remove(0);
     let model = load(&folder, &device);
-    let config = model.decoder().config();
+    let config = model.text_config();
     for (capacity, chunk) in [(1, 1), (5, 3), (100, 4), (512, 512)] {
         let options = options(capacity, chunk);
         let global = config.layer_types.iter().filter(|kind| **kind == LayerType::FullAttention).count();
@@ -366,7 +366,7 @@ fn a_full_context_is_a_finish_reason() {
             let mut session = session(model, options(capacity, 3));
             session.append(&prompt(model, 3)).expect("room");
             let options =
-                GenerateOptions { sampling: SamplingOptions::greedy(), ..GenerateOptions::default() };
+                ContinueOptions { sampling: SamplingOptions::greedy(), ..ContinueOptions::default() };
             let mut stream = session.generate(options.clone()).expect("a stream");
             assert_eq!(stream.by_ref().filter(Result::is_ok).count(), capacity - 3);
             assert_eq!(stream.finish_reason(), Some(FinishReason::ContextFull));
@@ -398,8 +398,8 @@ fn bad_input_is_an_error_value() {
     on_fast_devices(|model, _| {
         let mut session = session(model, options(10, 4));
         assert_eq!(session.logits().expect_err("empty"), GenerateError::EmptySession);
-        assert!(matches!(session.generate(GenerateOptions::default()), Err(GenerateError::EmptySession)));
-        let vocab_size = model.decoder().config().vocab_size;
+        assert!(matches!(session.generate(ContinueOptions::default()), Err(GenerateError::EmptySession)));
+        let vocab_size = model.text_config().vocab_size;
         for id in [vocab_size as u32, u32::MAX] {
             let unknown = ForwardError::UnknownToken { id, vocab_size };
             assert_eq!(session.append(&[2, id]), Err(GenerateError::Forward(unknown)));
@@ -425,7 +425,7 @@ fn bad_input_is_an_error_value() {
             SamplingOptions { top_p: 0.0, ..SamplingOptions::default() },
             SamplingOptions { repetition_penalty: 0.0, ..SamplingOptions::default() },
         ] {
-            let options = GenerateOptions { sampling, ..GenerateOptions::default() };
+            let options = ContinueOptions { sampling, ..ContinueOptions::default() };
             assert!(matches!(session.generate(options), Err(GenerateError::Sampling(_))));
         }
     });
@@ -443,20 +443,13 @@ fn a_cache_that_cannot_be_made_is_an_error() {
             .new_cache(&CacheOptions { capacity: Some(capacity), chunk, ..CacheOptions::default() })
             .map(|_| ())
     };
-    let longest = model.decoder().config().max_position_embeddings;
+    let longest = model.text_config().max_position_embeddings;
     assert_eq!(new(0, 1), Err(CacheError::ZeroCapacity));
     assert_eq!(new(1, 0), Err(CacheError::ZeroChunk));
     assert_eq!(new(longest + 1, 1), Err(CacheError::BeyondTheModel { capacity: longest + 1, longest }));
     assert_eq!(new(longest, 512), Ok(()), "on {name}");
 
-    // A model of true width whose longest context is far beyond any memory.
     let mut config = gemma3_core::config::TextConfig::gemma3_27b();
-    config.max_position_embeddings = 1 << 40;
-    let enormous = CacheOptions { capacity: Some(1 << 34), chunk: 512, ..CacheOptions::default() };
-    if gemma3_core::device::is_cpu(&device) {
-        let error = gemma3_core::cache::KvCache::new(&config, &enormous, &device).expect_err("too large");
-        assert!(matches!(error, CacheError::OutOfMemory { .. }), "{error}");
-    }
     config.max_position_embeddings = usize::MAX;
     let overflowing = CacheOptions { capacity: Some(usize::MAX), chunk: 512, ..CacheOptions::default() };
     assert_eq!(overflowing.bytes(&config), Err(CacheError::Overflow { capacity: usize::MAX }));
@@ -467,7 +460,7 @@ fn a_cancelled_generation_stops_and_keeps_what_it_has() {
     on_fast_devices(|model, _| {
         let mut session = session(model, options(100, 4));
         session.append(&prompt(model, 20)).expect("room");
-        let mut stream = session.generate(GenerateOptions::default()).expect("a stream");
+        let mut stream = session.generate(ContinueOptions::default()).expect("a stream");
         let cancel = stream.cancel_handle();
         let first = stream.next().expect("a token").expect("no error");
         cancel.cancel();
@@ -508,7 +501,7 @@ fn a_long_prefill_is_cancelled_within_a_chunk() {
 #[test]
 fn ids_that_are_suppressed_are_never_generated() {
     on_fast_devices(|model, _| {
-        let vocab_size = model.decoder().config().vocab_size as u32;
+        let vocab_size = model.text_config().vocab_size as u32;
         let suppressed: Vec<u32> = (0..vocab_size).filter(|id| id % 5 != 3).collect();
         for sampling in [
             SamplingOptions::greedy(),
@@ -516,11 +509,11 @@ fn ids_that_are_suppressed_are_never_generated() {
         ] {
             let mut session = session(model, options(60, 16));
             session.append(&prompt(model, 3)).expect("room");
-            let options = GenerateOptions {
+            let options = ContinueOptions {
                 sampling,
                 max_new_tokens: Some(40),
                 suppressed_ids: suppressed.clone().into(),
-                ..GenerateOptions::default()
+                ..ContinueOptions::default()
             };
             for token in session.generate(options).expect("a stream") {
                 assert_eq!(token.expect("a token").id % 5, 3);

@@ -105,7 +105,7 @@ fn a_thread_count_binds() {
         let options = LoadOptions { threads: Some(threads), ..LoadOptions::default() };
         let model = Model::load(&checkpoint, &device, options).expect("a model");
         assert_eq!(model.threads().count(), threads);
-        let inside = model.on_threads(rayon::current_num_threads);
+        let inside = model.threads().run(rayon::current_num_threads);
         assert_eq!(inside, threads, "operations run on the model's pool");
     }
 }
@@ -152,7 +152,7 @@ fn a_float_checkpoint_is_quantized_when_it_is_loaded() {
             let mut session = Session::new(&model, &SessionOptions::default()).expect("a session");
             session.append(&input).expect("room");
             all.push(session.logits().expect("logits").to_vec());
-            bytes.push(model.decoder().weight_bytes() as f64);
+            bytes.push(model.weight_bytes() as f64);
         }
         let differences: Vec<f32> =
             all.iter().map(|logits| common::max_difference(&logits[..], last)).collect();

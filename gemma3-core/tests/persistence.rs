@@ -14,7 +14,7 @@ use count_compilations::{Compilations, tiny_model};
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::device::{self, DeviceError, persist_kernels};
-use gemma3_core::generate::{GenerateOptions, SessionOptions, warm_up};
+use gemma3_core::generate::{ContinueOptions, SessionOptions, warm_up};
 
 /// The folder of a started process, and the name of its device. Without them ignored tests have nothing to do.
 const FOLDER: &str = "GEMMA3_TEST_FOLDER";
@@ -106,7 +106,7 @@ fn one_start() {
     let model = tiny_model(&gpu);
     let cache = CacheOptions { capacity: Some(64), chunk: 16, ..CacheOptions::default() };
     let session = SessionOptions { cache, sequence: 0 };
-    warm_up(&model, &session, &GenerateOptions::default(), &mut |_| {}).expect("a warm-up");
+    warm_up(&model, &session, &ContinueOptions::default(), &mut |_| {}).expect("a warm-up");
     let added = kept() - before;
     let compiled = Compilations::logged_to(&host.join("compilations.log")).so_far(&gpu).len();
     std::fs::write(host.join("report"), format!("{compiled} {added}")).expect("written");

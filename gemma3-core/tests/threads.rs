@@ -92,7 +92,7 @@ fn model(checkpoint: &Checkpoint, device: &Device, precision: Precision, threads
 }
 
 fn ids(model: &Model, count: usize, seed: usize) -> Vec<u32> {
-    let vocab_size = model.decoder().config().vocab_size;
+    let vocab_size = model.text_config().vocab_size;
     (0..count).map(|n| ((n * n * 31 + n * 7 + seed * 101 + 5) % vocab_size) as u32).collect()
 }
 

@@ -6,7 +6,7 @@
 use crate::error::TokenizerError;
 use crate::prompt::PromptEncoder;
 use crate::special;
-use crate::tokenizer::{EncodeOptions, SpecialTokens, Tokenizer};
+use crate::tokenizer::{SpecialTokens, TokenizeOptions, Tokenizer};
 
 /// The ids that stand for one view: an image, or a crop of one.
 ///
@@ -85,12 +85,12 @@ impl Tokenizer {
     /// `<image_soft_token>` in a parsed text becomes its id, as in the reference, although no view belongs to it.
     ///
     /// ```
-    /// use gemma3_tokenizer::{EncodeOptions, ImageTokens, Images, Tokenizer};
+    /// use gemma3_tokenizer::{TokenizeOptions, ImageTokens, Images, Tokenizer};
     /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-multimodal/tokenizer.json");
     ///
     /// let tokenizer = Tokenizer::from_file(path)?;
     /// let images = Images { tokens: ImageTokens::of(&tokenizer, 4)?, crops: &[0] };
-    /// let ids = tokenizer.encode_with_images("<start_of_image>on", EncodeOptions::default(), images)?;
+    /// let ids = tokenizer.encode_with_images("<start_of_image>on", TokenizeOptions::default(), images)?;
     /// assert_eq!(ids, [2, 7, 388, 390, 390, 390, 390, 389, 7, 283]);
     /// # Ok::<(), gemma3_tokenizer::TokenizerError>(())
     /// ```
@@ -101,7 +101,7 @@ impl Tokenizer {
     pub fn encode_with_images(
         &self,
         text: &str,
-        options: EncodeOptions,
+        options: TokenizeOptions,
         images: Images<'_>,
     ) -> Result<Vec<u32>, TokenizerError> {
         let placeholders = match options.special_tokens {

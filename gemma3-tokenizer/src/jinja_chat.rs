@@ -9,7 +9,7 @@ use crate::images::Images;
 use crate::jinja::{JinjaError, JinjaTemplate};
 use crate::prompt::PromptEncoder;
 use crate::special;
-use crate::tokenizer::{Bos, EncodeOptions, SpecialTokens, Tokenizer};
+use crate::tokenizer::{Bos, SpecialTokens, TokenizeOptions, Tokenizer};
 
 impl JinjaTemplate {
     /// The ids of a conversation: those of the reference's `apply_chat_template`, which adds nothing to what the
@@ -57,7 +57,7 @@ impl JinjaTemplate {
         match escape {
             Some(escape) => escape.encode(tokenizer, &text, images),
             None => {
-                let options = EncodeOptions { bos: Bos::None, special_tokens: SpecialTokens::Parse };
+                let options = TokenizeOptions { bos: Bos::None, special_tokens: SpecialTokens::Parse };
                 Ok(match images {
                     Some(images) => tokenizer.encode_with_images(&text, options, images)?,
                     None => tokenizer.encode_with(&text, options)?,

@@ -101,4 +101,4 @@ pub use images::{ImageTokens, Images};
 #[cfg(feature = "jinja")]
 pub use jinja::{JinjaError, JinjaLimits, JinjaTemplate};
 pub use stream::StreamDecoder;
-pub use tokenizer::{Bos, EncodeOptions, SpecialTokens, Tokenizer};
+pub use tokenizer::{Bos, SpecialTokens, TokenizeOptions, Tokenizer};

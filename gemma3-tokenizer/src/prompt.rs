@@ -5,13 +5,13 @@ use std::iter::repeat_n;
 use crate::error::TokenizerError;
 use crate::images::{ImageTokens, Images};
 use crate::special;
-use crate::tokenizer::{Bos, EncodeOptions, SpecialTokens, Tokenizer};
+use crate::tokenizer::{Bos, SpecialTokens, TokenizeOptions, Tokenizer};
 
 /// Collects the ids of a prompt. Between two special tokens everything, whoever wrote it, is encoded as one
 /// text, because it merges: a role's name and its newline, the newlines around an image and the user's own.
 pub(crate) struct PromptEncoder<'a> {
     tokenizer: &'a Tokenizer,
-    options: EncodeOptions,
+    options: TokenizeOptions,
     images: Option<Images<'a>>,
     ids: Vec<u32>,
     /// What follows `ids`, not yet encoded.
@@ -21,7 +21,7 @@ pub(crate) struct PromptEncoder<'a> {
 impl<'a> PromptEncoder<'a> {
     /// A prompt whose images are bare `<start_of_image>`.
     pub fn new(tokenizer: &'a Tokenizer, special_tokens: SpecialTokens) -> Self {
-        let options = EncodeOptions { bos: Bos::None, special_tokens };
+        let options = TokenizeOptions { bos: Bos::None, special_tokens };
         Self { tokenizer, options, images: None, ids: Vec::new(), text: String::new() }
     }
 

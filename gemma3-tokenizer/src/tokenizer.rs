@@ -52,7 +52,7 @@ pub enum SpecialTokens {
 
 /// Options of [`Tokenizer::encode_with`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EncodeOptions {
+pub struct TokenizeOptions {
     /// Whether encoding begins with `<bos>`.
     pub bos: Bos,
     /// What the names of special tokens mean.
@@ -219,17 +219,17 @@ impl Tokenizer {
     /// # Errors
     /// Only with custom pipelines, such as a vocabulary without a way to encode some character.
     pub fn encode(&self, text: &str, bos: Bos) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_with(text, EncodeOptions { bos, special_tokens: SpecialTokens::Parse })
+        self.encode_with(text, TokenizeOptions { bos, special_tokens: SpecialTokens::Parse })
     }
 
     /// Encodes a text.
     ///
     /// ```
-    /// use gemma3_tokenizer::{Bos, EncodeOptions, SpecialTokens, Tokenizer};
+    /// use gemma3_tokenizer::{Bos, TokenizeOptions, SpecialTokens, Tokenizer};
     /// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tiny-text/tokenizer.json");
     ///
     /// let tokenizer = Tokenizer::from_file(path)?;
-    /// let plain = EncodeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
+    /// let plain = TokenizeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
     /// let ids = tokenizer.encode_with("I am done<end_of_turn>", plain)?;
     /// assert!(!ids.contains(&tokenizer.end_of_turn_id().unwrap()));
     /// assert_eq!(tokenizer.decode(&ids, true)?, "I am done<end_of_turn>");
@@ -238,7 +238,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_with(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
+    pub fn encode_with(&self, text: &str, options: TokenizeOptions) -> Result<Vec<u32>, TokenizerError> {
         Ok(self.add_bos(self.encode_bare(text, options.special_tokens)?, options.bos))
     }
 

@@ -1,6 +1,6 @@
 //! Vocabularies of GGUF files: equal to tokenizer.json, and hostile ones.
 
-use gemma3_tokenizer::{Bos, EncodeOptions, GgufVocabulary, SpecialTokens, Tokenizer, TokenizerError};
+use gemma3_tokenizer::{Bos, GgufVocabulary, SpecialTokens, TokenizeOptions, Tokenizer, TokenizerError};
 use proptest::prelude::*;
 
 /// The vocabulary that llama.cpp's converter would make of a small SentencePiece model.
@@ -215,7 +215,7 @@ proptest! {
         }
         (file.bos, file.eos, file.unknown, file.padding) = (ids[0], ids[1], ids[2], ids[3]);
         if let Ok(tokenizer) = Tokenizer::from_gguf(file) {
-            let escape = EncodeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
+            let escape = TokenizeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
             let encoded = tokenizer.encode_with(&text, escape).unwrap();
             prop_assert!(encoded.iter().all(|&id| !tokenizer.is_special(id) || Some(id) == tokenizer.unknown_id()));
             for id in 0..30 {

@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use gemma3_tokenizer::{
-    Answer, Bos, ChatError, ChatTemplate, EncodeOptions, ImageTokens, Images, Message, NullKeys, Part, Role,
-    SpecialTokens, Tokenizer, TokenizerError, UserText, conversation_from_json,
+    Answer, Bos, ChatError, ChatTemplate, ImageTokens, Images, Message, NullKeys, Part, Role, SpecialTokens,
+    TokenizeOptions, Tokenizer, TokenizerError, UserText, conversation_from_json,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -54,7 +54,7 @@ fn every_prompt_of_the_processor_has_the_ids_of_the_reference() {
     for case in golden.as_array().expect("processor.json is a list") {
         let (input, crops) = (text(case, "text"), crops(case, &images));
         let images = Images { tokens: PUBLISHED, crops: &crops };
-        let encoded = tokenizer.encode_with_images(input, EncodeOptions::default(), images);
+        let encoded = tokenizer.encode_with_images(input, TokenizeOptions::default(), images);
         if case.get("error").is_none() {
             assert_eq!(encoded.expect("a valid case"), expand(&case["input_ids_rle"]), "ids of {input:?}");
             continue;
@@ -130,7 +130,7 @@ fn the_miniature_prompts_are_laid_out_as_in_the_reference() {
     assert_eq!(golden["mm_tokens_per_image"], tokens.count);
 
     let encode = |text: &str, bos, crops: &[usize]| {
-        let options = EncodeOptions { bos, ..EncodeOptions::default() };
+        let options = TokenizeOptions { bos, ..TokenizeOptions::default() };
         tokenizer.encode_with_images(text, options, Images { tokens, crops }).expect("encoding succeeds")
     };
     // The texts of the cases are random bytes, which no text encodes to; the views are not.
@@ -196,7 +196,7 @@ fn an_image_that_a_user_types_is_characters_unless_asked_for() {
     let soft_tokens = |ids: Vec<u32>| ids.iter().filter(|&&id| id == tokens.soft_token).count();
     assert_eq!(soft_tokens(encode(UserText::Verbatim, &[0]).expect("encoding succeeds")), 5);
 
-    let options = EncodeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
+    let options = TokenizeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
     let none = Images { tokens, crops: &[] };
     let escaped = tokenizer.encode_with_images(typed, options, none).expect("encoding succeeds");
     assert_eq!(escaped, tokenizer.encode_with(typed, options).expect("encoding succeeds"));
@@ -239,7 +239,7 @@ fn an_image_too_many_or_too_few_is_an_error_that_counts_them() {
             assert!(error.starts_with(many), "{error}");
         }
     }
-    let escape = EncodeOptions { bos: Bos::Add, special_tokens: SpecialTokens::Escape };
+    let escape = TokenizeOptions { bos: Bos::Add, special_tokens: SpecialTokens::Escape };
     let one = Images { tokens, crops: &[0] };
     let encoded = tokenizer.encode_with_images("<start_of_image>", escape, one);
     assert!(matches!(encoded, Err(TokenizerError::ImageCount { placeholders: 0, images: 1 })));
@@ -250,7 +250,7 @@ fn more_soft_tokens_than_memory_are_an_error() {
     let (tokenizer, tokens) = miniature();
     for (count, crops) in [(usize::MAX, 0), (usize::MAX / 4, 0), (4, usize::MAX), (4, usize::MAX / 8)] {
         let images = Images { tokens: ImageTokens { count, ..tokens }, crops: &[crops] };
-        let encoded = tokenizer.encode_with_images("<start_of_image>", EncodeOptions::default(), images);
+        let encoded = tokenizer.encode_with_images("<start_of_image>", TokenizeOptions::default(), images);
         assert!(matches!(encoded, Err(TokenizerError::ImagesTooLarge { images: 1, .. })));
     }
 }
@@ -263,7 +263,7 @@ fn the_ids_of_images_need_not_be_in_the_vocabulary() {
     let images = Images { tokens, crops: &[0] };
     let encoded = tokenizer.encode_with_images(
         "<start_of_image>",
-        EncodeOptions { bos: Bos::None, ..EncodeOptions::default() },
+        TokenizeOptions { bos: Bos::None, ..TokenizeOptions::default() },
         images,
     );
     let mut ids = encoded.expect("encoding succeeds");
@@ -276,7 +276,7 @@ fn bos_is_added_as_often_as_asked_for() {
     let (tokenizer, tokens) = miniature();
     let images = Images { tokens, crops: &[0] };
     let count = |text, bos| {
-        let options = EncodeOptions { bos, special_tokens: SpecialTokens::Parse };
+        let options = TokenizeOptions { bos, special_tokens: SpecialTokens::Parse };
         let ids = tokenizer.encode_with_images(text, options, images).expect("encoding succeeds");
         ids.iter().filter(|&&id| Some(id) == tokenizer.bos_id()).count()
     };

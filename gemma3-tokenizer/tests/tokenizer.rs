@@ -5,11 +5,11 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::*;
-use gemma3_tokenizer::{Bos, EncodeOptions, SpecialTokens, Tokenizer, TokenizerError, special};
+use gemma3_tokenizer::{Bos, SpecialTokens, TokenizeOptions, Tokenizer, TokenizerError, special};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-const ESCAPE: EncodeOptions = EncodeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
+const ESCAPE: TokenizeOptions = TokenizeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
 
 fn tiny_json() -> Value {
     read_json(&workspace().join("tests/fixtures/tiny-text/tokenizer.json"))
@@ -30,7 +30,7 @@ fn bos_is_added_as_often_as_asked_for() {
     assert_eq!(encode("<bos>the", Bos::Add), [2, 2, 280], "as the reference");
     assert_eq!(encode("<bos>the", Bos::Once), [2, 280]);
     assert_eq!(encode("", Bos::Once), [2]);
-    let escaped = EncodeOptions { bos: Bos::Once, ..ESCAPE };
+    let escaped = TokenizeOptions { bos: Bos::Once, ..ESCAPE };
     assert_eq!(tokenizer.encode_with("<bos>", escaped).unwrap().first(), Some(&2));
     assert_eq!(tokenizer.encode_pair("the", "in", Bos::Add).unwrap(), [2, 280, 2, 279]);
     assert_eq!(tokenizer.encode_pair("the", "in", Bos::None).unwrap(), [280, 279]);
@@ -266,7 +266,7 @@ fn check_against_the_crate(file: &[u8], text: &str) -> Result<(), TestCaseError>
         for (special_tokens, is_escaped) in [(SpecialTokens::Parse, false), (SpecialTokens::Escape, true)] {
             reference.set_encode_special_tokens(is_escaped);
             let expected = reference.encode_fast(text, false).unwrap().get_ids().to_vec();
-            let options = EncodeOptions { bos: Bos::None, special_tokens };
+            let options = TokenizeOptions { bos: Bos::None, special_tokens };
             prop_assert_eq!(ours.encode_with(text, options).unwrap(), expected, "{:?}, {:?}", text, options);
         }
         Ok(())

@@ -66,7 +66,7 @@ impl EncodedImage {
 
     /// Bytes of the vectors.
     pub fn bytes(&self) -> u64 {
-        let bytes = |view: &SoftTokens| (view.vectors().shape().num_elements() * size_of::<f32>()) as u64;
+        let bytes = |view: &SoftTokens| (view.len() * view.width() * size_of::<f32>()) as u64;
         self.views.iter().map(bytes).sum()
     }
 }
@@ -100,7 +100,7 @@ impl VisionModel {
         let all: Vec<&View> = views_of.iter().flatten().collect();
         let mut soft_tokens = Vec::with_capacity(all.len());
         for views in all.chunks(at_once) {
-            soft_tokens.extend(self.pass(views, options.cancel.as_ref())?);
+            soft_tokens.extend(self.encode_views(views, options.cancel.as_ref())?);
         }
         let mut soft_tokens = soft_tokens.into_iter();
         let encoded = images.iter().zip(&views_of).map(|(image, views)| EncodedImage {
@@ -113,13 +113,14 @@ impl VisionModel {
     }
 
     /// One forward pass.
-    fn pass(&self, views: &[&View], cancel: Option<&CancelHandle>) -> Result<Vec<SoftTokens>, VisionError> {
+    fn encode_views(
+        &self,
+        views: &[&View],
+        cancel: Option<&CancelHandle>,
+    ) -> Result<Vec<SoftTokens>, VisionError> {
         let preprocess =
             || views.iter().flat_map(|view| self.preprocessor().pixel_values(&view.image)).collect();
         let pixel_values: Vec<f32> = self.threads().run(preprocess);
-        let output = self.forward_values(pixel_values, views.len(), cancel)?;
-        let [count, tokens, hidden] = output.dims();
-        let vectors = output.reshape([count * tokens, hidden]);
-        Ok((0..count).map(|i| SoftTokens::new(vectors.clone().narrow(0, i * tokens, tokens))).collect())
+        self.pass(pixel_values, views.len(), None, cancel)
     }
 }

@@ -1,9 +1,9 @@
 //! What can go wrong between pixels and soft tokens.
 
-use burn::tensor::DType;
 use gemma3_core::config::ConfigError;
 use gemma3_core::device::DeviceFailed;
 use gemma3_core::model::LoadError;
+use gemma3_core::ops::MachineError;
 
 use crate::preprocess::ImageError;
 
@@ -42,34 +42,20 @@ pub enum VisionError {
         /// Pixels a side that the preprocessor makes.
         preprocessed: usize,
     },
-    /// Pixel values of another shape than the encoder takes.
-    #[error("the pixel values have shape {found:?}, expected {expected:?} (images, channels, height, width)")]
+    /// Another number of pixel values than the encoder takes.
+    #[error(
+        "there are {found} pixel values, expected those of {expected:?} (images, channels, height, width): {}",
+        expected.iter().fold(1, |product: usize, size| product.saturating_mul(*size))
+    )]
     WrongPixels {
         /// The shape that the encoder takes.
         expected: [usize; 4],
-        /// The shape given.
-        found: [usize; 4],
-    },
-    /// Pixel values that are no numbers of f32.
-    #[error("the pixel values are of {found:?}, expected F32; cast the tensor")]
-    WrongDtype {
-        /// What they are of.
-        found: DType,
-    },
-    /// Pixel values that lie on another device than the encoder.
-    #[error("the pixel values lie on {found}, the encoder on {expected}; move the tensor with `to_device`")]
-    OtherDevice {
-        /// The encoder's device.
-        expected: String,
-        /// That of the pixel values.
-        found: String,
+        /// The number of values given.
+        found: usize,
     },
     /// The device failed.
-    #[error("the device failed: {reason}")]
-    Device {
-        /// What it said.
-        reason: String,
-    },
+    #[error(transparent)]
+    Device(#[from] DeviceFailed),
     /// A state that this library rules out: not the caller's fault.
     #[error("a bug in gemma3: {what}; please report it, with the model, the device and the options used")]
     Bug {
@@ -81,8 +67,12 @@ pub enum VisionError {
     Cancelled,
 }
 
-impl From<DeviceFailed> for VisionError {
-    fn from(DeviceFailed { reason }: DeviceFailed) -> Self {
-        Self::Device { reason }
+impl From<MachineError> for VisionError {
+    fn from(error: MachineError) -> Self {
+        match error {
+            MachineError::Device(failed) => Self::Device(failed),
+            MachineError::Bug { what } => Self::Bug { what: what.to_owned() },
+            other => Self::Bug { what: other.to_string() },
+        }
     }
 }

@@ -31,9 +31,8 @@
 
 mod cache;
 mod encode;
+mod encoder;
 mod error;
-#[cfg(feature = "cube")]
-mod gpu;
 mod load;
 mod model;
 pub mod preprocess;
@@ -51,5 +50,5 @@ pub use preprocess::{
     Alpha, Crop, Image, ImageError, ImageLimits, ImageOptions, PanAndScan, Preprocessor, PreprocessorConfig,
 };
 pub use soft_tokens::{SoftTokens, SoftTokensError, place};
-pub use stages::Stage;
+pub use stages::{Observer, Stage};
 pub use weights::{Mmproj, MmprojError, VisionWeights};

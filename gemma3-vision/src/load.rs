@@ -1,96 +1,91 @@
-//! From weights to an encoder on a device, tensor by tensor.
+//! From weights to an encoder on a machine, tensor by tensor.
 
-use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
-#[cfg(feature = "cube")]
-use gemma3_core::checkpoint::TensorFormat;
-use gemma3_core::checkpoint::TensorView;
-use gemma3_core::formats::Quantization;
-#[cfg(feature = "cube")]
-use gemma3_core::gpu::Gpu;
-use gemma3_core::matrix::Matrix;
-use gemma3_core::model::{LoadError, LoadProgress, RmsNorm, expand_checked, load_matrix};
-use gemma3_core::ops::Precision;
+use gemma3_core::Device;
+use gemma3_core::checkpoint::{TensorFormat, TensorView};
+use gemma3_core::model::{LoadError, LoadProgress, expand_checked};
+use gemma3_core::ops::image::{ImageMachine, LayerNorm, PatchShape, is_within_kernels};
+use gemma3_core::ops::machine::Norm;
+use gemma3_core::ops::{OnMachine, on_machine};
 
-#[cfg(feature = "cube")]
-use crate::gpu::GpuEncoder;
+use crate::encoder::{Encode, Encoder};
+use crate::error::VisionError;
 use crate::model::VisionLoadOptions;
 use crate::projector::Projector;
-use crate::siglip::{Attention, EncoderLayer, LayerNorm, Linear, Mlp, PatchEmbedding, Tower};
+use crate::siglip::{Attention, EncoderLayer, Linear, Mlp, PatchEmbedding, Tower};
 use crate::weights::{EncoderTensor, Parameter, VisionTensor, VisionWeights};
 
-/// An encoder on a device.
-#[derive(Debug)]
-pub(crate) struct Loaded {
-    pub(crate) tower: Tower,
-    pub(crate) projector: Projector,
-    /// The same as launches of kernels, where they can run it.
-    #[cfg(feature = "cube")]
-    pub(crate) gpu: Option<GpuEncoder>,
-}
-
-/// Loads encoder and projector onto `device`. Holds one tensor in host memory at a time.
+/// Loads encoder and projector onto the device's machine. Holds one tensor in host memory at a time.
 pub(crate) fn load(
     weights: &VisionWeights<'_>,
     device: &Device,
     options: VisionLoadOptions<'_>,
-) -> Result<Loaded, LoadError> {
-    let mut loader = Loader {
-        weights,
-        device,
-        check_finite: options.check_finite.unwrap_or(cfg!(debug_assertions)),
-        precision: options.precision,
-        progress: options.progress,
-        loaded_bytes: 0,
-        total_bytes: weights.total_bytes(),
-        #[cfg(feature = "cube")]
-        gpu: Gpu::open(device, options.precision).filter(|_| GpuEncoder::supports(weights.config())),
-        #[cfg(feature = "cube")]
-        exact: Gpu::open(device, Precision::Exact).filter(|_| GpuEncoder::supports(weights.config())),
-    };
-    let config = weights.config();
-    let embeddings = PatchEmbedding {
-        projection: loader.linear(VisionTensor::PatchEmbedding)?,
-        position: loader.position()?,
-        patch_size: config.patch_size,
-    };
-    let mut layers = Vec::with_capacity(config.num_hidden_layers);
-    for index in 0..config.num_hidden_layers {
-        layers.push(loader.layer(index)?);
-    }
-    let post_layernorm = loader.layer_norm(VisionTensor::PostLayernorm)?;
-    let projector = Projector {
-        soft_emb_norm: loader.soft_emb_norm()?,
-        input_projection: loader.input_projection()?,
-        patches_per_side: config.patches_per_side(),
-        tokens_per_side: weights.tokens_per_image().isqrt(),
-    };
-    let tower = Tower { embeddings, layers, post_layernorm };
-    Ok(Loaded {
-        #[cfg(feature = "cube")]
-        gpu: loader.gpu.map(|gpu| GpuEncoder::new(gpu, &tower, &projector, config)).transpose()?,
-        tower,
-        projector,
-    })
+) -> Result<Box<dyn Encode>, VisionError> {
+    let precision = options.precision;
+    let plain = options.plain || !is_within_kernels(weights.config(), device);
+    on_machine(device, precision, plain, OntoMachine { weights, options })
 }
 
-struct Loader<'a, 'p> {
+struct OntoMachine<'a, 'p> {
     weights: &'a VisionWeights<'a>,
-    device: &'a Device,
+    options: VisionLoadOptions<'p>,
+}
+
+impl OnMachine for OntoMachine<'_, '_> {
+    type Output = Result<Box<dyn Encode>, VisionError>;
+
+    fn on<M: ImageMachine>(self, machine: M) -> Self::Output {
+        let Self { weights, options } = self;
+        let mut loader = Loader {
+            weights,
+            machine: &machine,
+            check_finite: options.check_finite.unwrap_or(cfg!(debug_assertions)),
+            progress: options.progress,
+            loaded_bytes: 0,
+            total_bytes: weights.total_bytes(),
+        };
+        let (tower, projector) = (loader.tower()?, loader.projector()?);
+        Ok(Box::new(Encoder { tower, projector, machine }))
+    }
+}
+
+struct Loader<'a, 'p, M> {
+    weights: &'a VisionWeights<'a>,
+    machine: &'a M,
     check_finite: bool,
-    precision: Precision,
     progress: Option<&'p mut (dyn FnMut(LoadProgress) + Send)>,
     loaded_bytes: u64,
     total_bytes: u64,
-    /// Where the matrices go, if kernels run the encoder.
-    #[cfg(feature = "cube")]
-    gpu: Option<Gpu>,
-    /// What attends in the definition then.
-    #[cfg(feature = "cube")]
-    exact: Option<Gpu>,
 }
 
-impl Loader<'_, '_> {
-    fn layer(&mut self, index: usize) -> Result<EncoderLayer, LoadError> {
+impl<M: ImageMachine> Loader<'_, '_, M> {
+    fn tower(&mut self) -> Result<Tower<M>, VisionError> {
+        let config = self.weights.config();
+        let embeddings = PatchEmbedding {
+            projection: self.linear(VisionTensor::PatchEmbedding)?,
+            position: self.position()?,
+            shape: PatchShape {
+                channels: config.num_channels,
+                side: config.image_size,
+                patch: config.patch_size,
+            },
+        };
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for index in 0..config.num_hidden_layers {
+            layers.push(self.layer(index)?);
+        }
+        Ok(Tower { embeddings, layers, post_layernorm: self.layer_norm(VisionTensor::PostLayernorm)? })
+    }
+
+    fn projector(&mut self) -> Result<Projector<M>, VisionError> {
+        Ok(Projector {
+            soft_emb_norm: self.soft_emb_norm()?,
+            input_projection: self.input_projection()?,
+            patches_per_side: self.weights.config().patches_per_side(),
+            tokens_per_side: self.weights.tokens_per_image().isqrt(),
+        })
+    }
+
+    fn layer(&mut self, index: usize) -> Result<EncoderLayer<M>, LoadError> {
         let of = |tensor| move |parameter| VisionTensor::Layer(index, tensor, parameter);
         Ok(EncoderLayer {
             layer_norm1: self.layer_norm(of(EncoderTensor::LayerNorm1))?,
@@ -100,82 +95,68 @@ impl Loader<'_, '_> {
                 v_proj: self.linear(of(EncoderTensor::VProj))?,
                 out_proj: self.linear(of(EncoderTensor::OutProj))?,
                 heads: self.weights.config().num_attention_heads,
-                #[cfg(feature = "cube")]
-                exact: self.exact.clone(),
             },
             layer_norm2: self.layer_norm(of(EncoderTensor::LayerNorm2))?,
             mlp: Mlp { fc1: self.linear(of(EncoderTensor::Fc1))?, fc2: self.linear(of(EncoderTensor::Fc2))? },
         })
     }
 
-    fn linear(&mut self, of: impl Fn(Parameter) -> VisionTensor) -> Result<Linear, LoadError> {
+    fn linear(&mut self, of: impl Fn(Parameter) -> VisionTensor) -> Result<Linear<M>, LoadError> {
         let view = self.weights.tensor(of(Parameter::Weight))?;
+        if self.check_finite {
+            expand_checked(&view, true)?;
+        }
         let bytes = view.bytes.len() as u64;
         let weight = self.matrix(view)?;
         self.report(bytes);
         Ok(Linear { weight, bias: self.vector(of(Parameter::Bias))? })
     }
 
-    fn matrix(&self, view: TensorView<'_>) -> Result<Matrix, LoadError> {
-        #[cfg(feature = "cube")]
-        if let Some(gpu) = &self.gpu {
-            if self.check_finite {
-                expand_checked(&view, true)?;
-            }
-            let (file, tensor) = (view.source.to_owned(), view.file_name.to_owned());
-            let matrix = gpu.matrix(view, self.device);
-            return matrix.map_err(|error| LoadError::Matrix { file, tensor, problem: error.to_string() });
-        }
-        load_matrix(view, self.device, self.precision, Quantization::None, self.check_finite)
+    fn matrix(&self, view: TensorView<'_>) -> Result<M::Matrix, LoadError> {
+        let (file, tensor) = (view.source.to_owned(), view.file_name.to_owned());
+        let matrix = self.machine.image_matrix(view);
+        matrix.map_err(|error| LoadError::of_matrix(error, file, tensor))
     }
 
-    fn layer_norm(&mut self, of: impl Fn(Parameter) -> VisionTensor) -> Result<LayerNorm, LoadError> {
+    fn layer_norm(
+        &mut self,
+        of: impl Fn(Parameter) -> VisionTensor,
+    ) -> Result<LayerNorm<M::Vector>, LoadError> {
         Ok(LayerNorm {
-            weight: self.vector(of(Parameter::Weight))?,
+            scale: self.vector(of(Parameter::Weight))?,
             bias: self.vector(of(Parameter::Bias))?,
-            eps: self.weights.config().layer_norm_eps,
+            eps: self.weights.config().layer_norm_eps as f32,
         })
     }
 
-    fn position(&mut self) -> Result<Tensor<2>, LoadError> {
-        let (values, shape) = self.values(VisionTensor::PositionEmbedding)?;
-        Ok(self.tensor(values, [shape[0], shape[1]]))
+    fn position(&mut self) -> Result<M::Features, VisionError> {
+        let (values, _) = self.values(VisionTensor::PositionEmbedding)?;
+        Ok(self.machine.features(values, self.weights.config().hidden_size)?)
     }
 
     /// GGUF files store `1 + w`, Hugging Face's `w`; its epsilon is the encoder's.
-    fn soft_emb_norm(&mut self) -> Result<RmsNorm, LoadError> {
-        let (mut scale, shape) = self.values(VisionTensor::SoftEmbNorm)?;
+    fn soft_emb_norm(&mut self) -> Result<Norm<M::Vector>, LoadError> {
+        let (mut scale, _) = self.values(VisionTensor::SoftEmbNorm)?;
         if !self.weights.norm_includes_one() {
             scale.iter_mut().for_each(|w| *w += 1.0);
         }
-        Ok(RmsNorm::new(self.tensor(scale, [shape[0]]), self.weights.config().layer_norm_eps))
+        let eps = self.weights.config().layer_norm_eps as f32;
+        Ok(Norm { scale: self.machine.vector(scale)?, eps })
     }
 
-    /// Stored in by out; a [`Matrix`] is out by in.
-    fn input_projection(&mut self) -> Result<Matrix, LoadError> {
+    /// Stored in by out; a matrix is out by in.
+    fn input_projection(&mut self) -> Result<M::Matrix, LoadError> {
         let (values, shape) = self.values(VisionTensor::InputProjection)?;
         let (inputs, outputs) = (shape[0], shape[1]);
-        let mut transposed = Vec::with_capacity(values.len());
-        for output in 0..outputs {
-            transposed.extend(values.iter().skip(output).step_by(outputs));
-        }
-        #[cfg(feature = "cube")]
-        if self.gpu.is_some() {
-            let view = self.weights.tensor(VisionTensor::InputProjection)?;
-            let bytes = transposed.iter().flat_map(|value: &f32| value.to_le_bytes()).collect();
-            return self.matrix(view.with_bytes(vec![outputs, inputs], TensorFormat::F32, bytes));
-        }
-        Ok(Matrix::from_values(transposed, [outputs, inputs], self.device))
+        let column = |output| values.iter().skip(output).step_by(outputs);
+        let bytes = (0..outputs).flat_map(column).flat_map(|value| value.to_le_bytes()).collect();
+        let view = self.weights.tensor(VisionTensor::InputProjection)?;
+        self.matrix(view.with_bytes(vec![outputs, inputs], TensorFormat::F32, bytes))
     }
 
-    fn vector(&mut self, tensor: VisionTensor) -> Result<Tensor<1>, LoadError> {
-        let (values, shape) = self.values(tensor)?;
-        Ok(self.tensor(values, [shape[0]]))
-    }
-
-    fn tensor<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
-        let options = TensorCreationOptions::new(self.device.clone()).with_dtype(DType::F32);
-        Tensor::from_data(TensorData::new(values, shape), options)
+    fn vector(&mut self, tensor: VisionTensor) -> Result<M::Vector, LoadError> {
+        let (values, _) = self.values(tensor)?;
+        Ok(self.machine.vector(values)?)
     }
 
     fn values(&mut self, tensor: VisionTensor) -> Result<(Vec<f32>, Vec<usize>), LoadError> {

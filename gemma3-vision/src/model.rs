@@ -1,23 +1,17 @@
 //! [`VisionModel`]: encoder and projector, shared by everyone who looks at images with it.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
-use gemma3_core::CancelHandle;
-use gemma3_core::Threads;
 use gemma3_core::checkpoint::CheckpointError;
 use gemma3_core::config::VisionConfig;
 use gemma3_core::model::{LoadError, LoadProgress};
 use gemma3_core::ops::Precision;
+use gemma3_core::{CancelHandle, Device, Threads};
 
+use crate::encoder::Encode;
 use crate::error::VisionError;
-#[cfg(feature = "cube")]
-use crate::gpu::GpuEncoder;
-use crate::load::Loaded;
 use crate::preprocess::{Preprocessor, PreprocessorConfig};
-use crate::projector::Projector;
-use crate::siglip::Tower;
+use crate::soft_tokens::SoftTokens;
 use crate::stages::Observer;
 use crate::weights::VisionWeights;
 
@@ -28,6 +22,9 @@ pub struct VisionLoadOptions<'a> {
     pub check_finite: Option<bool>,
     /// How exact the products are.
     pub precision: Precision,
+    /// Whether the definition computes, in burn's own operations, in place of what is fast on the device: for
+    /// experiments, and as what the rest is compared with. Weights are then expanded to f32.
+    pub plain: bool,
     /// Called after each tensor.
     pub progress: Option<&'a mut (dyn FnMut(LoadProgress) + Send)>,
 }
@@ -40,10 +37,7 @@ pub struct VisionModel {
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    tower: Tower,
-    projector: Projector,
-    #[cfg(feature = "cube")]
-    gpu: Option<GpuEncoder>,
+    encoder: Box<dyn Encode>,
     config: VisionConfig,
     preprocessor: Preprocessor,
     tokens_per_image: usize,
@@ -53,7 +47,7 @@ pub(crate) struct Shared {
 }
 
 /// Bytes of attention scores and of products' packed operands, whatever the number of images: an upper
-/// bound of what [`gemma3_core::ops::attention`] holds beside its inputs, on every device.
+/// bound of what [`full_attention`](gemma3_core::ops::image::ImageMachine::full_attention) holds beside its inputs, on every device.
 const SCORE_BYTES: u64 = 256 << 20;
 
 impl VisionModel {
@@ -83,14 +77,10 @@ impl VisionModel {
             let (expected, preprocessed) = (config.image_size, preprocessor.image_size);
             return Err(VisionError::WrongImageSize { file: file(), expected, preprocessed });
         }
-        let loaded = threads.run(|| crate::load::load(weights, device, options))?;
-        let Loaded { tower, projector, .. } = loaded;
+        let encoder = threads.run(|| crate::load::load(weights, device, options))?;
         Ok(Self {
             shared: Arc::new(Shared {
-                tower,
-                projector,
-                #[cfg(feature = "cube")]
-                gpu: loaded.gpu,
+                encoder,
                 config,
                 preprocessor: Preprocessor::new(preprocessor)?,
                 tokens_per_image: weights.tokens_per_image(),
@@ -153,86 +143,50 @@ impl VisionModel {
         usize::try_from(count).unwrap_or(usize::MAX).max(1)
     }
 
-    /// `pixel_values` \[images, 3, side, side\], f32, as [`Preprocessor::pixel_values`] gives them for one
-    /// image → \[images, soft tokens, hidden of the decoder\].
+    /// `pixel_values` \[images, 3, side, side\], as [`Preprocessor::pixel_values`] gives them for one image → the soft
+    /// tokens of each image, \[soft tokens, hidden of the decoder\] each. They stay on the device; this returns before
+    /// they are computed where the device works by itself.
     ///
     /// # Errors
     ///
-    /// Pixel values of another shape, dtype or device, and a device that fails.
-    pub fn forward(&self, pixel_values: Tensor<4>) -> Result<Tensor<3>, VisionError> {
-        #[cfg(feature = "cube")]
-        if self.shared.gpu.is_some() {
-            let images = self.check(&pixel_values)?;
-            return self.forward_values(gemma3_core::device::read(pixel_values)?, images, None);
-        }
-        self.forward_observed(pixel_values, &mut |_, _| ControlFlow::Continue(()))
+    /// Another number of pixel values than the images have, and a device that fails.
+    pub fn forward(&self, pixel_values: Vec<f32>, images: usize) -> Result<Vec<SoftTokens>, VisionError> {
+        self.pass(pixel_values, images, None, None)
     }
 
-    /// [`forward`](Self::forward) of the values of `images` images. Stops between two layers.
-    pub(crate) fn forward_values(
-        &self,
-        values: Vec<f32>,
-        images: usize,
-        cancel: Option<&CancelHandle>,
-    ) -> Result<Tensor<3>, VisionError> {
-        let Shared { config, device, .. } = &*self.shared;
-        #[cfg(feature = "cube")]
-        if let Some(gpu) = &self.shared.gpu {
-            let mut vectors = Vec::new();
-            for pixels in values.chunks_exact(values.len() / images.max(1)) {
-                vectors.extend(gpu.forward(pixels, cancel)?);
-            }
-            let shape = [images, self.tokens_per_image(), self.text_hidden_size()];
-            return Ok(Tensor::from_data(TensorData::new(vectors, shape), device));
-        }
-        let options = TensorCreationOptions::new(device.clone()).with_dtype(DType::F32);
-        let shape = [images, config.num_channels, config.image_size, config.image_size];
-        let pixel_values = Tensor::from_data(TensorData::new(values, shape), options);
-        let mut observe = |_, _: &Tensor<2>| match cancel.is_some_and(CancelHandle::is_cancelled) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        };
-        self.forward_observed(pixel_values, &mut observe)
-    }
-
-    /// [`forward`](Self::forward) with a look at every stage, and the choice to stop there. On GPUs, whose kernels
-    /// leave nothing to look at between them, this is slow: each operation by itself, products in f32 and through the
-    /// host.
+    /// [`forward`](Self::forward) with a look at every stage (shape and values, row-major), and the choice to stop
+    /// there. Images go through one after the other, and each stage is waited for.
     ///
     /// # Errors
     ///
     /// Those of [`forward`](Self::forward), and [`VisionError::Cancelled`] if the observer said to stop.
     pub fn forward_observed(
         &self,
-        pixel_values: Tensor<4>,
-        observe: &mut (dyn FnMut(crate::Stage, &Tensor<2>) -> ControlFlow<()> + Send),
-    ) -> Result<Tensor<3>, VisionError> {
-        self.check(&pixel_values)?;
-        self.threads().run(|| self.run(pixel_values, &mut |stage, x| observe(stage, x)))
+        pixel_values: Vec<f32>,
+        images: usize,
+        observe: Observer<'_>,
+    ) -> Result<Vec<SoftTokens>, VisionError> {
+        self.pass(pixel_values, images, Some(observe), None)
     }
 
-    /// The number of images.
-    fn check(&self, pixel_values: &Tensor<4>) -> Result<usize, VisionError> {
-        let (config, found) = (self.config(), pixel_values.dims());
-        let expected = [found[0].max(1), config.num_channels, config.image_size, config.image_size];
-        if found != expected {
-            return Err(VisionError::WrongPixels { expected, found });
+    /// One pass on this model's threads. Stops between two layers.
+    pub(crate) fn pass(
+        &self,
+        pixel_values: Vec<f32>,
+        images: usize,
+        observer: Option<Observer<'_>>,
+        cancel: Option<&CancelHandle>,
+    ) -> Result<Vec<SoftTokens>, VisionError> {
+        let side = self.config().image_size;
+        let expected = [images.max(1), self.config().num_channels, side, side];
+        if Some(pixel_values.len())
+            != expected.iter().try_fold(1, |product: usize, size| product.checked_mul(*size))
+        {
+            return Err(VisionError::WrongPixels { expected, found: pixel_values.len() });
         }
-        if pixel_values.dtype() != DType::F32 {
-            return Err(VisionError::WrongDtype { found: pixel_values.dtype() });
-        }
-        if pixel_values.device() != *self.device() {
-            let (expected, found) = (format!("{:?}", self.device()), format!("{:?}", pixel_values.device()));
-            return Err(VisionError::OtherDevice { expected, found });
-        }
-        Ok(found[0])
-    }
-
-    fn run(&self, pixel_values: Tensor<4>, observe: Observer<'_>) -> Result<Tensor<3>, VisionError> {
-        let Shared { tower, projector, tokens_per_image, text_hidden_size, .. } = &*self.shared;
-        let images = pixel_values.dims()[0];
-        let features = tower.forward(pixel_values, observe)?;
-        let soft_tokens = projector.forward(features, observe)?;
-        Ok(soft_tokens.reshape([images, *tokens_per_image, *text_hidden_size]))
+        let encoder = &self.shared.encoder;
+        let vectors =
+            self.threads().run(|| encoder.forward(pixel_values, images.max(1), observer, cancel))?;
+        Ok(vectors.into_iter().map(SoftTokens::new).collect())
     }
 }

@@ -2,15 +2,16 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
-use gemma3_core::model::EmbeddedSpan;
+use gemma3_core::device::DeviceFailed;
+use gemma3_core::model::{EmbeddedSpan, Vectors};
 
 /// What the decoder sees of one image: \[tokens, hidden\], f32 (256 tokens in the released models).
 ///
-/// They enter the first layer as they are, without the scaling of text embeddings. Cloning shares them.
+/// They enter the first layer as they are, without the scaling of text embeddings. They lie where they were made; a
+/// decoder on the same device takes them from there. Cloning shares them.
 #[derive(Debug, Clone)]
 pub struct SoftTokens {
-    vectors: Tensor<2>,
+    vectors: Vectors,
 }
 
 /// Placeholders and images that do not fit each other.
@@ -43,23 +44,37 @@ pub enum SoftTokensError {
 
 impl SoftTokens {
     /// From vectors \[tokens, hidden\].
-    pub fn new(vectors: Tensor<2>) -> Self {
+    pub fn new(vectors: Vectors) -> Self {
         Self { vectors }
     }
 
     /// Number of soft tokens.
     pub fn len(&self) -> usize {
-        self.vectors.dims()[0]
+        self.vectors.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.vectors.is_empty()
+    }
+
+    /// Width of each: the decoder's `hidden_size`.
+    pub fn width(&self) -> usize {
+        self.vectors.width()
     }
 
     /// \[tokens, hidden\].
-    pub fn vectors(&self) -> &Tensor<2> {
+    pub fn vectors(&self) -> &Vectors {
         &self.vectors
+    }
+
+    /// The values, \[tokens, hidden\], row-major. Waits for the device.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn to_vec(&self) -> Result<Vec<f32>, DeviceFailed> {
+        self.vectors.to_vec()
     }
 }
 

@@ -5,13 +5,12 @@
 mod common;
 mod tiny;
 
-use burn::tensor::Tensor;
 use common::{assert_close, devices, ids, numbers};
 use gemma3_core::CancelHandle;
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
-use gemma3_core::generate::{GenerateOptions, Session, SessionOptions, generate_batch};
-use gemma3_core::model::{EmbeddedSpan, Model, Segment};
+use gemma3_core::generate::{ContinueOptions, Session, SessionOptions, generate_batch};
+use gemma3_core::model::{EmbeddedSpan, Model, Segment, SegmentInput, Vectors};
 use gemma3_vision::{SoftTokens, SoftTokensError, VisionModel, place};
 use serde_json::Value;
 use tiny::Tiny;
@@ -22,13 +21,12 @@ const TOLERANCE: f32 = 2e-4;
 struct Loaded {
     model: Model,
     vision: VisionModel,
-    device: Device,
 }
 
 impl Loaded {
-    fn new(tiny: &Tiny, device: Device) -> Self {
-        let model = Model::load(&tiny.checkpoint, &device, common::exact()).expect("a model");
-        Self { model, vision: tiny.vision(&device), device }
+    fn new(tiny: &Tiny, device: &Device) -> Self {
+        let model = Model::load(&tiny.checkpoint, device, common::exact()).expect("a model");
+        Self { model, vision: tiny.vision(device) }
     }
 
     /// The images of a case, encoded and in their places.
@@ -36,15 +34,7 @@ impl Loaded {
         let images = ids(&case["images"]);
         let soft_tokens: Vec<SoftTokens> = match images.is_empty() {
             true => Vec::new(),
-            false => {
-                let output = self.vision.forward(tiny.pixel_values(&images, &self.device)).expect("encoded");
-                let [_, tokens, hidden] = output.dims();
-                output
-                    .split(1, 0)
-                    .into_iter()
-                    .map(|one| SoftTokens::new(one.reshape([tokens, hidden])))
-                    .collect()
-            }
+            false => self.vision.forward(tiny.pixel_values(&images), images.len()).expect("encoded"),
         };
         place(&ids(&case["input_ids"]), tiny.placeholder(), &soft_tokens).expect("images fit their places")
     }
@@ -55,12 +45,12 @@ impl Loaded {
     }
 }
 
-fn greedy(count: usize) -> GenerateOptions {
-    GenerateOptions {
+fn greedy(count: usize) -> ContinueOptions {
+    ContinueOptions {
         sampling: gemma3_core::sampling::SamplingOptions::greedy(),
         max_new_tokens: Some(count),
         logprobs: Some(0),
-        ..GenerateOptions::default()
+        ..ContinueOptions::default()
     }
 }
 
@@ -68,14 +58,14 @@ fn greedy(count: usize) -> GenerateOptions {
 fn logits_with_images_equal_the_reference() {
     let Some(tiny) = Tiny::open() else { return };
     for (name, device) in devices() {
-        let loaded = Loaded::new(&tiny, device);
+        let loaded = Loaded::new(&tiny, &device);
         for (case, golden) in tiny.cases() {
             let input = ids(&golden["input_ids"]);
             let spans = loaded.spans(&tiny, golden);
             let options =
                 CacheOptions { capacity: Some(input.len()), chunk: input.len(), ..CacheOptions::default() };
             let mut cache = loaded.model.new_cache(&options).expect("a cache");
-            let input = loaded.model.decoder().embed_with(&input, &spans).expect("vectors");
+            let input = SegmentInput::Placed { ids: &input, spans: &spans };
             let rows = loaded
                 .model
                 .forward_all(&mut [Segment { input, cache: &mut cache }])
@@ -91,7 +81,7 @@ fn logits_with_images_equal_the_reference() {
 fn greedy_tokens_after_images_equal_the_reference_whatever_the_chunk() {
     let Some(tiny) = Tiny::open() else { return };
     for (name, device) in devices() {
-        let loaded = Loaded::new(&tiny, device);
+        let loaded = Loaded::new(&tiny, &device);
         for (case, golden) in tiny.cases() {
             let (input, expected) = (ids(&golden["input_ids"]), ids(&golden["output_ids"]));
             // A software GPU compiles for seconds at each new shape: there two images in one schedule that
@@ -125,7 +115,7 @@ fn a_batch_with_and_without_images_equals_the_cases_alone() {
         names.iter().map(|name| &tiny.index["cases"][name.as_str().expect("a name")]).collect();
     // Batches and images meet only in the session, which is the same on every device.
     for (name, device) in devices().into_iter().filter(|(name, _)| ["flex", "ndarray"].contains(name)) {
-        let loaded = Loaded::new(&tiny, device);
+        let loaded = Loaded::new(&tiny, &device);
         let mut sessions: Vec<Session> = cases
             .iter()
             .map(|case| {
@@ -146,8 +136,7 @@ fn a_batch_with_and_without_images_equals_the_cases_alone() {
 
 #[test]
 fn images_that_do_not_fit_their_places_are_errors() {
-    let (_, device) = devices().swap_remove(0);
-    let image = |tokens: usize| SoftTokens::new(Tensor::<2>::zeros([tokens, 3], &device));
+    let image = |tokens: usize| SoftTokens::new(Vectors::new(vec![0.0; tokens * 3], 3));
     let prompt = [1, 9, 9, 2, 9, 9];
     let place = |images: &[SoftTokens]| {
         place(&prompt, 9, images).map(|spans| spans.iter().map(EmbeddedSpan::range).collect::<Vec<_>>())

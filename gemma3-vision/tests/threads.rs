@@ -39,7 +39,7 @@ fn encode(model: &VisionModel, images: &[Image], working_bytes: u64) -> Vec<Vec<
     let options = EncodeOptions { working_bytes, ..EncodeOptions::default() };
     let encoded = model.encode(images, &options).expect("soft tokens");
     let values = |image: &EncodedImage| -> Vec<u32> {
-        let values = image.views()[0].vectors().clone().into_data().try_into_vec::<f32>().expect("f32");
+        let values = image.views()[0].to_vec().expect("soft tokens");
         assert_eq!(values.len(), 36 * 96);
         values.iter().map(|value| value.to_bits()).collect()
     };

@@ -58,8 +58,8 @@ fn the_true_size_gives_finite_soft_tokens_within_its_memory() {
     let encoded = model.encode_one(&image, &EncodeOptions::default()).expect("soft tokens");
     let after = resident(false);
     assert_eq!(encoded.views().len(), 1);
-    assert_eq!(encoded.views()[0].vectors().dims(), [256, 2560]);
-    let values = encoded.views()[0].vectors().clone().into_data().try_into_vec::<f32>().expect("f32");
+    assert_eq!((encoded.views()[0].len(), encoded.views()[0].width()), (256, 2560));
+    let values = encoded.views()[0].to_vec().expect("soft tokens");
     assert!(values.iter().all(|x| x.is_finite()));
     let first = values[0];
     assert!(values.iter().any(|x| (x - first).abs() > 0.1), "the soft tokens are all the same");

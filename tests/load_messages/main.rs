@@ -29,8 +29,8 @@ fn message_of(row: &Row, device: &Device) -> String {
     let Opened { model, mmproj } = (row.files)(&folder);
     let options = LoadOptions { check_finite: Some(true), ..LoadOptions::default() };
     let loaded = match mmproj {
-        Some(mmproj) => Gemma3::load_with_mmproj(model, mmproj, device, options),
-        None => Gemma3::load_with(model, device, options),
+        Some(mmproj) => Gemma3::loader(model).mmproj(mmproj).device(device).options(options).load(),
+        None => Gemma3::loader(model).device(device).options(options).load(),
     };
     let said = match loaded {
         Ok(gemma) if gemma.warnings().is_empty() => "(it loads)".to_owned(),
@@ -152,7 +152,7 @@ fn shards_without_an_index_load() {
     let (_, device) = common::devices().swap_remove(0);
     let folder = Folder::with("tiny-multimodal");
     let text = |path| {
-        let gemma = Gemma3::load_with(path, &device, common::exact()).expect("a model");
+        let gemma = Gemma3::loader(path).device(&device).options(common::exact()).load().expect("a model");
         let options =
             gemma3::GenerateOptions { max_new_tokens: Some(8), ..gemma3::GenerateOptions::greedy() };
         gemma.generate("the inn", &options).expect("a text").text

@@ -236,7 +236,7 @@ pub fn tokenizers() -> Vec<Row> {
                 folder.root().into()
             },
             message: "{dir}: no tokenizer: expected tokenizer.json in the folder, or a vocabulary in the GGUF file; \
-                take it from the model's page, or give a tokenizer with `Gemma3::from_parts`",
+                take it from the model's page, or give a tokenizer with `Gemma3::loader_of`",
         },
         Row {
             fault: "tokenizer.model alone",
@@ -254,7 +254,7 @@ pub fn tokenizers() -> Vec<Row> {
             fault: "a GGUF file without a vocabulary",
             files: |folder| folder.copy("tiny-text.gguf", "model.gguf").into(),
             message: "{dir}/model.gguf: no tokenizer: expected tokenizer.json in the folder, or a vocabulary in the \
-                GGUF file; take it from the model's page, or give a tokenizer with `Gemma3::from_parts`",
+                GGUF file; take it from the model's page, or give a tokenizer with `Gemma3::loader_of`",
         },
         Row {
             fault: "tokenizer.json as a Git LFS pointer",

@@ -1,6 +1,6 @@
 //! In which numbers keys and values are kept.
 
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 
 /// The dtype of cache entries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -25,14 +25,6 @@ impl CacheDtype {
 
     /// Whether caches of this dtype can be used on a device.
     pub fn is_supported(self, device: &Device) -> bool {
-        self == Self::F32 || crate::ops::is_flex(device) || crate::ops::is_gpu(device)
-    }
-
-    pub(super) fn of_tensors(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::BF16 => DType::BF16,
-            Self::F16 => DType::F16,
-        }
+        self == Self::F32 || crate::device::is_flex(device) || crate::device::is_gpu(device)
     }
 }

@@ -1,28 +1,29 @@
-//! Whether a cache can fit the memory, asked before it is allocated: an allocation that fails inside
-//! a backend is a panic.
+//! A machine's memory of one sequence, as those hold it who don't know the machine.
 
-use burn::tensor::Device;
+use std::any::Any;
+use std::fmt;
 
-use super::CacheError;
+/// What a machine keeps of a sequence: a [`Machine::Cache`](crate::ops::machine::Machine::Cache).
+pub(crate) trait CacheMemory: fmt::Debug + Send + Sync {
+    /// A copy that shares memory until one of the two is written to.
+    fn fork(&self) -> Box<dyn CacheMemory>;
 
-/// Checks `needed_bytes` against what the device says it has. A device that does not say passes.
-pub(super) fn check_available(needed_bytes: u64, device: &Device) -> Result<(), CacheError> {
-    match available_bytes(device) {
-        Some(available_bytes) if needed_bytes > available_bytes => {
-            Err(CacheError::OutOfMemory { needed_bytes, available_bytes })
-        }
-        _ => Ok(()),
+    /// For the machine that made it.
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+impl<C: Any + Clone + fmt::Debug + Send + Sync> CacheMemory for C {
+    fn fork(&self) -> Box<dyn CacheMemory> {
+        Box::new(self.clone())
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
     }
 }
 
-fn available_bytes(device: &Device) -> Option<u64> {
-    if crate::device::is_cpu(device) {
-        let mut system = sysinfo::System::new().ok()?;
-        system.refresh_memory();
-        let free = system.available_memory();
-        // Inside a container the group's limit counts, not the machine's memory.
-        let limited = system.cgroup_limits().map_or(free, |limits| free.min(limits.free_memory));
-        return (limited > 0).then_some(limited);
+impl Clone for Box<dyn CacheMemory> {
+    fn clone(&self) -> Self {
+        (**self).fork()
     }
-    None
 }

@@ -1,27 +1,25 @@
 //! The KV cache of one sequence: what attention remembers of the tokens so far.
 //!
 //! Keys are stored after normalization and rope, so an entry never changes once written. A global
-//! layer keeps every position ([`LayerCache`] with `capacity` slots). A sliding-window layer keeps a
-//! ring of `min(capacity, window + chunk)` slots: position `p` lives in slot `p % slots`. The ring is
+//! layer keeps every position, in as many slots as the capacity. A sliding-window layer keeps a
+//! ring of `min(capacity, window + chunk)` slots ([`Ring`]). The ring is
 //! larger than the window by one prefill chunk, so that a whole chunk can be written before its first
 //! query is answered, and by the same margin a few tokens can be taken back ([`KvCache::truncate`]).
 //!
-//! All memory is allocated when the cache is made and is written in place.
+//! This module knows which positions there are and where they lie; the memory is a machine's
+//! ([`Machine::Cache`](crate::ops::machine::Machine::Cache)). All of it is allocated when the cache is made and is
+//! written in place.
 
-#[cfg(feature = "cube")]
-mod device;
+mod available;
 mod dtype;
 mod error;
-mod layer;
 mod memory;
+mod table;
 
 pub use dtype::CacheDtype;
 pub use error::CacheError;
-pub use layer::LayerCache;
-
-#[cfg(feature = "cube")]
-pub(crate) use device::{DeviceCache, LayerBuffers, compile_copies};
-pub(crate) use layer::LayerView;
+pub(crate) use memory::CacheMemory;
+pub use table::{CacheShape, Ring};
 
 use burn::tensor::Device;
 
@@ -39,7 +37,7 @@ pub struct CacheOptions {
     pub chunk: usize,
     /// In which numbers keys and values are kept. `None`: what suits the model, which is half precision (F16) on
     /// flex and GPUs unless the model is loaded with [`Precision::Exact`](crate::ops::Precision::Exact), and F32
-    /// elsewhere. Where there is no model ([`CacheOptions::bytes`], [`KvCache::new`]) `None` means F32.
+    /// elsewhere. Where there is no model ([`CacheOptions::bytes`]) `None` means F32.
     pub dtype: Option<CacheDtype>,
 }
 
@@ -98,6 +96,16 @@ impl CacheOptions {
             .ok_or(CacheError::Overflow { capacity })
     }
 
+    fn shape(&self, config: &TextConfig, capacity: usize) -> CacheShape {
+        let ring = |kind: &LayerType| Ring::new(self.slots(*kind, capacity, config));
+        CacheShape {
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            rings: config.layer_types.iter().map(ring).collect(),
+            dtype: self.dtype.unwrap_or_default(),
+        }
+    }
+
     fn slots(&self, kind: LayerType, capacity: usize, config: &TextConfig) -> usize {
         match kind {
             LayerType::FullAttention => capacity,
@@ -108,92 +116,55 @@ impl CacheOptions {
 
 /// Keys and values of one sequence, for all layers.
 ///
-/// Cloning is a fork: the copies share memory until one of them is written to; then burn copies the
-/// layers that are written, once, and the other stays as it was.
+/// Cloning is a fork: the copies share memory until one of them is written to; then what is written is copied,
+/// once, and the other stays as it was.
 #[derive(Debug, Clone)]
 pub struct KvCache {
-    layers: Layers,
+    memory: Box<dyn CacheMemory>,
+    shape: CacheShape,
     device: Device,
     len: usize,
     /// One past the highest position written since the cache was empty. What truncation has taken back
     /// has still overwritten the rings.
     written: usize,
+    ahead: usize,
     capacity: usize,
     chunk: usize,
     window: usize,
-    dtype: CacheDtype,
     bytes: u64,
 }
 
-/// Where keys and values lie.
-#[derive(Debug, Clone)]
-enum Layers {
-    Tensors(Vec<LayerCache>),
-    #[cfg(feature = "cube")]
-    Device(DeviceCache),
-}
-
 impl KvCache {
-    /// Allocates the cache for one sequence on `device`.
+    /// Checks the options and has a machine make the memory for one sequence.
     ///
     /// # Errors
     ///
-    /// Those of [`CacheOptions::bytes`], [`CacheError::UnsupportedDtype`], and [`CacheError::OutOfMemory`] if the device's memory (for
-    /// CPU devices the memory that the system says is available) is smaller than the cache.
-    pub fn new(config: &TextConfig, options: &CacheOptions, device: &Device) -> Result<Self, CacheError> {
+    /// Those of [`CacheOptions::bytes`], [`CacheError::UnsupportedDtype`], and [`CacheError::OutOfMemory`] if the
+    /// device's memory (for CPU devices the memory that the system says is available) is smaller than the cache.
+    pub(crate) fn new(
+        config: &TextConfig,
+        options: &CacheOptions,
+        device: &Device,
+        memory: impl FnOnce(&CacheShape) -> Box<dyn CacheMemory>,
+    ) -> Result<Self, CacheError> {
         let dtype = options.dtype.unwrap_or_default();
         if !dtype.is_supported(device) {
             return Err(CacheError::UnsupportedDtype { dtype });
         }
-        #[cfg(feature = "cube")]
-        if config.head_dim.is_multiple_of(8)
-            && let Some(stream) = crate::ops::cube::stream::Stream::open(device)
-        {
-            return Self::on_stream(config, options, device, &stream);
-        }
-        Self::with_layers(config, options, device, |slots| {
-            let layer =
-                |slots| LayerCache::new(config.num_key_value_heads, slots, config.head_dim, dtype, device);
-            Layers::Tensors(slots.map(layer).collect())
-        })
-    }
-
-    /// Allocates the cache in buffers that our kernels use.
-    #[cfg(feature = "cube")]
-    pub(crate) fn on_stream(
-        config: &TextConfig,
-        options: &CacheOptions,
-        device: &Device,
-        stream: &crate::ops::cube::stream::Stream,
-    ) -> Result<Self, CacheError> {
-        let dtype = options.dtype.unwrap_or_default();
-        Self::with_layers(config, options, device, |slots| {
-            let (kv_heads, head_dim) = (config.num_key_value_heads, config.head_dim);
-            Layers::Device(DeviceCache::new(stream, device, kv_heads, head_dim, slots, dtype))
-        })
-    }
-
-    /// Checks the options and has the layers made, given the slots of each.
-    fn with_layers(
-        config: &TextConfig,
-        options: &CacheOptions,
-        device: &Device,
-        layers: impl FnOnce(&mut dyn Iterator<Item = usize>) -> Layers,
-    ) -> Result<Self, CacheError> {
         let capacity = options.resolve(config)?;
         let bytes = options.bytes(config)?;
-        memory::check_available(bytes, device)?;
-        let layers =
-            layers(&mut config.layer_types.iter().map(|kind| options.slots(*kind, capacity, config)));
+        available::check(bytes, device)?;
+        let shape = options.shape(config, capacity);
         Ok(Self {
-            layers,
+            memory: memory(&shape),
+            shape,
             device: device.clone(),
             len: 0,
             written: 0,
+            ahead: 0,
             capacity,
             chunk: options.chunk,
             window: config.sliding_window,
-            dtype: options.dtype.unwrap_or_default(),
             bytes,
         })
     }
@@ -225,7 +196,7 @@ impl KvCache {
 
     /// In which numbers keys and values are kept.
     pub fn dtype(&self) -> CacheDtype {
-        self.dtype
+        self.shape.dtype
     }
 
     /// Bytes that the cache occupies on its device; the formula of [`CacheOptions::bytes`].
@@ -237,6 +208,7 @@ impl KvCache {
     pub fn clear(&mut self) {
         self.len = 0;
         self.written = 0;
+        self.ahead = 0;
     }
 
     /// Forgets all but the first `len` tokens.
@@ -262,6 +234,7 @@ impl KvCache {
             return Err(CacheError::CannotTruncate { requested: len, len: self.len, earliest });
         }
         self.len = len;
+        self.ahead = 0;
         Ok(())
     }
 
@@ -276,50 +249,27 @@ impl KvCache {
         self.written - ring + (self.window - 1)
     }
 
-    pub(crate) fn layer(&mut self, index: usize) -> Option<LayerView<'_>> {
-        match &mut self.layers {
-            Layers::Tensors(layers) => layers.get_mut(index).map(LayerView::Tensors),
-            #[cfg(feature = "cube")]
-            Layers::Device(layers) => layers.layer(index).map(LayerView::Device),
-        }
-    }
-
-    /// The layers, if they lie where our kernels use them.
-    #[cfg(feature = "cube")]
-    pub(crate) fn on_device(&mut self) -> Option<&mut DeviceCache> {
-        match &mut self.layers {
-            Layers::Device(layers) => Some(layers),
-            Layers::Tensors(_) => None,
-        }
-    }
-
-    /// Heads, slots, and width of a head, of each layer.
-    fn sizes(&self) -> Vec<[usize; 3]> {
-        match &self.layers {
-            Layers::Tensors(layers) => layers.iter().map(LayerCache::sizes).collect(),
-            #[cfg(feature = "cube")]
-            Layers::Device(layers) => layers.sizes().collect(),
-        }
+    /// The memory, if a machine with caches of this type made it.
+    pub(crate) fn memory<C: 'static>(&mut self) -> Option<&mut C> {
+        // The box itself would do for `Any`, too.
+        (*self.memory).as_any_mut().downcast_mut()
     }
 
     /// Whether this is a cache of such a model on such a device.
     pub(crate) fn check(&self, config: &TextConfig, device: &Device) -> Result<(), CacheError> {
-        let sizes = self.sizes();
-        let (cache_layers, model_layers) = (sizes.len(), config.layer_types.len());
+        let (cache_layers, model_layers) = (self.shape.rings.len(), config.layer_types.len());
         if cache_layers != model_layers {
             return Err(CacheError::OtherModel { cache_layers, model_layers });
         }
         let (kv_heads, head_dim) = (config.num_key_value_heads, config.head_dim);
-        for (layer, (&[heads, found, width], kind)) in sizes.iter().zip(&config.layer_types).enumerate() {
-            if (heads, width) != (kv_heads, head_dim) || self.device != *device {
-                let cache = (heads, width, format!("{:?}", self.device));
-                return Err(CacheError::OtherHeads {
-                    cache,
-                    model: (kv_heads, head_dim, format!("{device:?}")),
-                });
-            }
-            let options = CacheOptions { capacity: Some(self.capacity), chunk: self.chunk, dtype: None };
-            let expected = options.slots(*kind, self.capacity, config);
+        let (found_heads, found_dim) = (self.shape.kv_heads, self.shape.head_dim);
+        if (found_heads, found_dim) != (kv_heads, head_dim) || self.device != *device {
+            let cache = (found_heads, found_dim, format!("{:?}", self.device));
+            return Err(CacheError::OtherHeads { cache, model: (kv_heads, head_dim, format!("{device:?}")) });
+        }
+        let options = CacheOptions { capacity: Some(self.capacity), chunk: self.chunk, dtype: None };
+        for (layer, (found, kind)) in self.shape.rings.iter().zip(&config.layer_types).enumerate() {
+            let (found, expected) = (found.slots(), options.slots(*kind, self.capacity, config));
             if found != expected {
                 return Err(CacheError::OtherWindow { layer, expected, found });
             }
@@ -333,10 +283,31 @@ impl KvCache {
         self.written = self.written.max(self.len);
     }
 
-    /// Records that `count` tokens beyond the last have been written, too: of steps that run ahead.
-    #[cfg(feature = "cube")]
-    pub(crate) fn note_written(&mut self, count: usize) {
-        self.written = self.written.max(self.len + count);
+    /// Records that the last `count` tokens were not computed after all.
+    pub(crate) fn take_back(&mut self, count: usize) {
+        self.len = self.len.saturating_sub(count);
+    }
+
+    /// Tokens beyond the last that are written by passes whose tokens are not known yet.
+    pub(crate) fn ahead(&self) -> usize {
+        self.ahead
+    }
+
+    /// Records that a pass has been sent whose token may turn out to be none of the sequence.
+    pub(crate) fn run_ahead(&mut self) {
+        self.ahead += 1;
+        self.written = self.written.max(self.len + self.ahead);
+    }
+
+    /// Records that the token of the oldest pass that ran ahead is one of the sequence.
+    pub(crate) fn catch_up(&mut self) {
+        self.ahead = self.ahead.saturating_sub(1);
+        self.advance(1);
+    }
+
+    /// Records that the tokens of passes that ran ahead are none of the sequence. What they have written stays written.
+    pub(crate) fn forget_ahead(&mut self) {
+        self.ahead = 0;
     }
 }
 

@@ -41,21 +41,13 @@ fn the_1b_at_32k_needs_what_the_formula_says() {
 
 #[cfg(feature = "flex")]
 mod on_flex {
-    use burn::tensor::{Device, Tensor, TensorData};
+    use burn::tensor::Device;
 
     use super::*;
-    use crate::cache::LayerCache;
 
-    /// Keys whose every value is the position.
-    fn marked(positions: std::ops::Range<usize>) -> Tensor<2> {
-        let values: Vec<f32> = positions.clone().map(|p| p as f32).collect();
-        Tensor::from_data(TensorData::new(values, [positions.len(), 1]), &Device::flex())
-    }
-
-    fn read(layer: &LayerCache, positions: std::ops::Range<usize>) -> Vec<f32> {
-        let (keys, values) = layer.entries(positions);
-        assert_eq!(keys.dims(), values.dims());
-        keys.into_data().try_into_vec().expect("f32")
+    /// A cache without memory: what is asked here is bookkeeping.
+    fn cache(options: &CacheOptions, device: &Device) -> Result<KvCache, CacheError> {
+        KvCache::new(&config(), options, device, |_| Box::new(()))
     }
 
     #[test]
@@ -66,7 +58,7 @@ mod on_flex {
         for dtype in [CacheDtype::BF16, CacheDtype::F16] {
             assert_eq!(2 * bytes(Some(dtype)), bytes(None));
             let options = CacheOptions { dtype: Some(dtype), ..options };
-            let cache = KvCache::new(&config(), &options, &Device::flex()).expect("a cache");
+            let cache = cache(&options, &Device::flex()).expect("a cache");
             assert_eq!((cache.dtype(), cache.bytes()), (dtype, bytes(Some(dtype))));
         }
     }
@@ -76,39 +68,14 @@ mod on_flex {
     fn a_dtype_that_a_device_does_not_read_is_an_error() {
         let device = crate::device::open("ndarray").expect("ndarray");
         let options = CacheOptions { dtype: Some(CacheDtype::F16), ..CacheOptions::default() };
-        let error = KvCache::new(&config(), &options, &device).expect_err("no such cache");
+        let error = cache(&options, &device).expect_err("no such cache");
         assert_eq!(error, CacheError::UnsupportedDtype { dtype: CacheDtype::F16 });
-    }
-
-    #[test]
-    fn a_ring_gives_positions_in_order_also_across_its_end() {
-        let slots = 7;
-        let mut layer = LayerCache::new(1, slots, 1, CacheDtype::F32, &Device::flex());
-        let mut position = 0;
-        for count in [3, 1, 7, 2, 5, 4, 1, 7] {
-            layer.write(position, marked(position..position + count), marked(position..position + count));
-            position += count;
-            for start in position.saturating_sub(slots)..position {
-                let expected: Vec<f32> = (start..position).map(|p| p as f32).collect();
-                assert_eq!(read(&layer, start..position), expected);
-            }
-        }
-    }
-
-    #[test]
-    fn a_write_to_a_fork_leaves_the_other_unchanged() {
-        let mut parent = LayerCache::new(1, 4, 1, CacheDtype::F32, &Device::flex());
-        parent.write(0, marked(0..3), marked(0..3));
-        let mut fork = parent.clone();
-        fork.write(0, marked(10..12), marked(10..12));
-        assert_eq!(read(&parent, 0..3), [0.0, 1.0, 2.0]);
-        assert_eq!(read(&fork, 0..3), [10.0, 11.0, 2.0]);
     }
 
     #[test]
     fn a_cache_goes_back_as_far_as_its_rings_hold() {
         let options = CacheOptions { capacity: Some(100), chunk: 3, ..CacheOptions::default() };
-        let mut cache = KvCache::new(&config(), &options, &Device::flex()).expect("a cache");
+        let mut cache = cache(&options, &Device::flex()).expect("a cache");
         cache.advance(7);
         assert_eq!(cache.earliest_truncation(), 0, "the ring of 4 + 3 has not come around");
         cache.advance(5);
@@ -125,5 +92,42 @@ mod on_flex {
         assert_eq!(cache.truncate(0), Ok(()));
         assert!(cache.is_empty());
         assert_eq!(cache.earliest_truncation(), 0);
+    }
+
+    #[test]
+    fn a_cache_of_other_sizes_is_refused() {
+        let options = CacheOptions { capacity: Some(64), chunk: 16, ..CacheOptions::default() };
+        let (device, own) = (Device::flex(), config());
+        let cache = cache(&options, &device).expect("a cache");
+        assert_eq!(cache.check(&own, &device), Ok(()));
+        let heads = TextConfig { head_dim: own.head_dim * 2, ..own.clone() };
+        assert!(matches!(cache.check(&heads, &device), Err(CacheError::OtherHeads { .. })));
+        let window = TextConfig { sliding_window: 2, ..own.clone() };
+        let (layer, expected, found) = (0, 18, 20);
+        assert_eq!(cache.check(&window, &device), Err(CacheError::OtherWindow { layer, expected, found }));
+        let layers = TextConfig { layer_types: own.layer_types[1..].to_vec(), ..own };
+        assert!(matches!(cache.check(&layers, &device), Err(CacheError::OtherModel { .. })));
+    }
+
+    #[test]
+    fn a_cache_beyond_all_memory_is_refused_before_it_is_allocated() {
+        let config = TextConfig { max_position_embeddings: 1 << 40, ..TextConfig::gemma3_27b() };
+        let enormous = CacheOptions { capacity: Some(1 << 34), chunk: 512, ..CacheOptions::default() };
+        let error = KvCache::new(&config, &enormous, &Device::flex(), |_| panic!("it is allocated"));
+        assert!(matches!(error.expect_err("too large"), CacheError::OutOfMemory { .. }));
+    }
+
+    #[test]
+    fn what_ran_ahead_is_forgotten_and_stays_written() {
+        let options = CacheOptions { capacity: Some(100), chunk: 3, ..CacheOptions::default() };
+        let mut cache = cache(&options, &Device::flex()).expect("a cache");
+        cache.advance(9);
+        for _ in 0..3 {
+            cache.run_ahead();
+        }
+        cache.catch_up();
+        assert_eq!((cache.len(), cache.ahead(), cache.earliest_truncation()), (10, 2, 8));
+        cache.forget_ahead();
+        assert_eq!((cache.len(), cache.ahead(), cache.earliest_truncation()), (10, 0, 8));
     }
 }

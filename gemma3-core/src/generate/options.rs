@@ -8,13 +8,13 @@ use crate::sampling::SamplingOptions;
 
 /// How to continue a sequence.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct GenerateOptions {
+pub struct ContinueOptions {
     /// How a token is chosen. Without a seed, one is drawn when the generation starts.
     pub sampling: SamplingOptions,
     /// The most tokens to generate. `None`: until a stop id or until the context is full.
     pub max_new_tokens: Option<usize>,
     /// Ids that end the text. The id itself is generated, as the last one. These are all stop ids:
-    /// [`GenerateOptions::for_model`] starts with the model's own.
+    /// [`ContinueOptions::for_model`] starts with the model's own.
     pub stop_token_ids: Vec<u32>,
     /// Ids that are never chosen, because they have no token.
     pub suppressed_ids: Arc<[u32]>,
@@ -22,7 +22,7 @@ pub struct GenerateOptions {
     pub logprobs: Option<usize>,
 }
 
-impl GenerateOptions {
+impl ContinueOptions {
     /// The defaults that a checkpoint asks for: its `generation_config.json` where it says something
     /// (without `do_sample`, greedy, as Hugging Face has it), and its end-of-sequence ids.
     pub fn for_model(config: &ModelConfig, defaults: &GenerationConfig) -> Self {

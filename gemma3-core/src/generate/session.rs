@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use super::{GenerateError, GenerateOptions, TokenStream};
+use super::{ContinueOptions, GenerateError, TokenStream};
 use crate::CancelHandle;
 use crate::cache::{CacheOptions, KvCache};
-use crate::model::{EmbeddedSpan, ForwardError, Logits, Model, Segment, SegmentInput, Trace};
-use crate::ops;
-use crate::sampling::{LogProbs, RandomKey, TokenLogprob};
+use crate::model::{EmbeddedSpan, ForwardError, Logits, Model, Trace};
+use crate::ops::machine::{Input, Wanted};
+use crate::run::{Receipt, Row, check_input};
+use crate::sampling::RandomKey;
 
 /// How to make a session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -21,24 +22,20 @@ pub struct SessionOptions {
 /// A sequence that can be extended, continued by the model, forked and cut back.
 ///
 /// Tokens are recorded at once and computed when they are needed, so appending is cheap, and what was
-/// computed before is never computed again. Cloning is [`fork`](Session::fork).
+/// computed before is never computed again. Cloning is a fork: a second session with the same past. Memory is
+/// shared until one of the two goes on.
 #[derive(Debug, Clone)]
 pub struct Session {
-    pub(super) model: Model,
-    pub(super) cache: KvCache,
+    model: Model,
+    cache: KvCache,
     /// All tokens. The first `cache.len()` of them are in the cache.
-    pub(super) ids: Vec<u32>,
+    ids: Vec<u32>,
     /// Positions whose vectors are given instead of looked up, in order.
-    pub(super) spans: Vec<EmbeddedSpan>,
+    spans: Vec<EmbeddedSpan>,
     /// Logits that follow the last token, once it is computed.
     logits: Option<Vec<f32>>,
     sequence: u64,
-    #[cfg(feature = "cube")]
-    pub(super) step: super::gpu::StepSlot,
 }
-
-/// Rows of logits that are held at once while a text is scored: 64 of Gemma's vocabulary are 64 MiB.
-const SCORED_ROWS: usize = 64;
 
 impl Session {
     /// An empty session.
@@ -54,8 +51,6 @@ impl Session {
             spans: Vec::new(),
             logits: None,
             sequence: options.sequence,
-            #[cfg(feature = "cube")]
-            step: super::gpu::StepSlot::default(),
         })
     }
 
@@ -82,6 +77,11 @@ impl Session {
     /// Tokens that the session can hold.
     pub fn capacity(&self) -> usize {
         self.cache.capacity()
+    }
+
+    /// The most tokens that are computed at once.
+    pub(super) fn chunk(&self) -> usize {
+        self.cache.chunk()
     }
 
     /// Tokens that have been through the model and need not be computed again.
@@ -118,8 +118,12 @@ impl Session {
             let (prompt_tokens, held) = (ids.len(), self.len());
             return Err(GenerateError::PromptTooLong { prompt_tokens, held, capacity });
         }
-        self.check_spans(ids.len(), spans)?;
-        self.check_ids(ids, spans)?;
+        check_input(ids, spans, self.model.text_config())?;
+        if let Some(span) = spans.iter().find(|span| span.len() > self.cache.chunk()) {
+            let (tokens, chunk) = (span.len(), self.cache.chunk());
+            return Err(GenerateError::SpanLongerThanChunk { tokens, chunk });
+        }
+        self.check_placeholders(ids, spans)?;
         if !ids.is_empty() {
             let start = self.len();
             self.spans.extend(spans.iter().map(|span| span.at(start + span.start)));
@@ -129,49 +133,26 @@ impl Session {
         Ok(())
     }
 
-    fn check_spans(&self, tokens: usize, spans: &[EmbeddedSpan]) -> Result<(), GenerateError> {
-        let mut after = 0;
-        for span in spans {
-            let range = span.range();
-            self.model.decoder().check_vectors(&span.vectors)?;
-            if range.start < after || range.end > tokens || range.is_empty() {
-                return Err(ForwardError::SpanOutOfOrder { span: range, after, tokens }.into());
-            }
-            if range.len() > self.cache.chunk() {
-                let (tokens, chunk) = (range.len(), self.cache.chunk());
-                return Err(GenerateError::SpanLongerThanChunk { tokens, chunk });
-            }
-            after = range.end;
+    /// Ids outside of the spans must stand for text.
+    fn check_placeholders(&self, ids: &[u32], spans: &[EmbeddedSpan]) -> Result<(), GenerateError> {
+        let Some(placeholder) = self.model.config().image_tokens.map(|tokens| tokens.image) else {
+            return Ok(());
+        };
+        let is_given = |position: usize| spans.iter().any(|span| span.range().contains(&position));
+        let positions = ids.iter().enumerate().filter(|(_, id)| **id == placeholder);
+        match positions.map(|(position, _)| position).find(|position| !is_given(*position)) {
+            Some(position) => Err(GenerateError::PlaceholderWithoutImage { id: placeholder, position }),
+            None => Ok(()),
         }
-        Ok(())
-    }
-
-    /// Ids outside of the spans must be in the vocabulary and stand for text.
-    fn check_ids(&self, ids: &[u32], spans: &[EmbeddedSpan]) -> Result<(), GenerateError> {
-        let vocab_size = self.model.decoder().config().vocab_size;
-        let placeholder = self.model.config().image_tokens.map(|tokens| tokens.image);
-        let mut spans = spans.iter().map(EmbeddedSpan::range).peekable();
-        for (position, id) in ids.iter().enumerate() {
-            while spans.next_if(|span| span.end <= position).is_some() {}
-            if spans.peek().is_some_and(|span| span.contains(&position)) {
-                continue;
-            }
-            if Some(*id) == placeholder {
-                return Err(GenerateError::PlaceholderWithoutImage { id: *id, position });
-            }
-            if *id as usize >= vocab_size {
-                return Err(ForwardError::UnknownToken { id: *id, vocab_size }.into());
-            }
-        }
-        Ok(())
     }
 
     /// The next tokens to compute, up to `limit` of them; an image is not split, and no fewer are left for the next
     /// chunk than are computed like those of this one.
-    fn next_chunk(&self, limit: usize) -> Range<usize> {
+    pub(super) fn next_chunk(&self, limit: usize) -> Range<usize> {
         let start = self.cache.len();
+        let limit = limit.min(self.cache.chunk());
         let left = self.len() - start;
-        let alike = ops::alike_tokens(self.model.decoder().device());
+        let alike = self.model.runner().alike_tokens();
         let missing = match left.checked_sub(limit) {
             Some(rest) if rest > 0 && limit >= 2 * alike => alike.saturating_sub(rest),
             _ => 0,
@@ -210,54 +191,75 @@ impl Session {
             if cancel.is_cancelled() {
                 return Ok(false);
             }
-            let chunk = self.next_chunk(self.cache.chunk());
+            let chunk = self.next_chunk(usize::MAX);
             let is_last = chunk.end == self.len();
-            #[cfg(feature = "cube")]
-            if is_last
-                && chunk.len() == 1
-                && !self.spans.iter().any(|span| span.range().contains(&chunk.start))
-            {
-                self.logits = self.step_logits(chunk.start)?;
-                if self.logits.is_some() {
-                    continue;
-                }
+            let logits = if is_last { Logits::Last } else { Logits::None };
+            let outcome = self.send(chunk, logits)?.wait();
+            if outcome.is_err() {
+                self.distrust();
             }
-            let input = input(&self.model, &self.ids, &self.spans, chunk)?;
-            let mut segments = [Segment { input, cache: &mut self.cache }];
+            let outcome = outcome?.pop();
             if is_last {
-                self.logits = self.model.forward_last(&mut segments)?.pop();
-            } else {
-                self.model.forward(&mut segments, Logits::None, &mut Trace::none())?;
+                let missing =
+                    ForwardError::Bug { what: "a pass has not given the logits that were asked for" };
+                self.logits = Some(outcome.and_then(|mut outcome| outcome.logits.pop()).ok_or(missing)?);
             }
         }
         Ok(true)
     }
 
-    /// Computes the tokens before `end` that are not yet computed, without logits. Returns `false` if `cancel` was
-    /// thrown before the end.
-    pub(super) fn compute_before(
-        &mut self,
-        end: usize,
-        cancel: &CancelHandle,
-    ) -> Result<bool, GenerateError> {
-        while self.cache.len() < end {
-            if cancel.is_cancelled() {
-                return Ok(false);
-            }
-            let chunk = self.next_chunk(self.cache.chunk().min(end - self.cache.len()));
-            let input = input(&self.model, &self.ids, &self.spans, chunk)?;
-            let mut segments = [Segment { input, cache: &mut self.cache }];
-            self.model.forward(&mut segments, Logits::None, &mut Trace::none())?;
-        }
-        Ok(true)
+    /// Forgets what is computed: a device that fails leaves nothing of use in the cache.
+    pub(super) fn distrust(&mut self) {
+        self.cache.clear();
+        self.logits = None;
     }
 
-    #[cfg(feature = "cube")]
+    /// Sends what stands at `range`, which follows what is computed and splits no span, on its way.
+    pub(super) fn send(&mut self, range: Range<usize>, logits: Logits) -> Result<Receipt, ForwardError> {
+        let model = self.model.clone();
+        let spans = self.spans_in(&range);
+        let mut rows = [self.row(range, &spans, Wanted::Logits(logits))];
+        model.send(&mut rows, &mut Trace::none())
+    }
+
+    /// The spans at a range of positions, counted from its start.
+    pub(super) fn spans_in(&self, range: &Range<usize>) -> Vec<EmbeddedSpan> {
+        let within = self.spans.iter().filter(|span| range.contains(&span.start));
+        within.map(|span| span.at(span.start - range.start)).collect()
+    }
+
+    /// What stands at a range of positions as the row of a pass; `spans` are [`spans_in`](Self::spans_in) it.
+    pub(super) fn row<'a>(
+        &'a mut self,
+        range: Range<usize>,
+        spans: &'a [EmbeddedSpan],
+        wanted: Wanted<'a>,
+    ) -> Row<'a> {
+        let ids = &self.ids[range];
+        let input = if spans.is_empty() { Input::Ids(ids) } else { Input::Placed { ids, spans } };
+        Row { cache: &mut self.cache, input, wanted }
+    }
+
+    /// The row of a step whose token the device still holds.
+    pub(super) fn row_of_chosen<'a>(&'a mut self, wanted: Wanted<'a>) -> Row<'a> {
+        Row { cache: &mut self.cache, input: Input::Chosen, wanted }
+    }
+
+    /// Whether the last token is of an image: it has a vector, which a step can't look up.
+    pub(super) fn ends_in_image(&self) -> bool {
+        let last = self.len().saturating_sub(1);
+        self.spans.last().is_some_and(|span| span.range().contains(&last))
+    }
+
+    /// Records that the step has come back that computed the newest token.
+    pub(super) fn catch_up(&mut self) {
+        self.cache.catch_up();
+    }
+
     pub(super) fn has_logits(&self) -> bool {
         self.logits.is_some()
     }
 
-    #[cfg(feature = "cube")]
     pub(super) fn sequence(&self) -> u64 {
         self.sequence
     }
@@ -278,13 +280,8 @@ impl Session {
     /// # Errors
     ///
     /// Invalid options, or an empty session.
-    pub fn generate(&mut self, options: GenerateOptions) -> Result<TokenStream<'_>, GenerateError> {
+    pub fn generate(&mut self, options: ContinueOptions) -> Result<TokenStream<'_>, GenerateError> {
         TokenStream::new(self, options)
-    }
-
-    /// A second session with the same past. Memory is shared until one of the two goes on.
-    pub fn fork(&self) -> Self {
-        self.clone()
     }
 
     /// Sets the number that tells this sequence's random numbers from those of others.
@@ -335,50 +332,6 @@ impl Session {
         self.forget_after(0);
     }
 
-    /// Appends tokens and reports, for each of them that has one before it, its log-probability (of
-    /// the model's raw logits, natural logarithm) and the `top` most probable tokens in its place.
-    ///
-    /// For the first token of an empty session there is none, so the result is then one shorter than
-    /// `ids`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`append`](Session::append) and of the forward pass.
-    pub fn prefill_scored(&mut self, ids: &[u32], top: usize) -> Result<Vec<ScoredToken>, GenerateError> {
-        let mut scored = Vec::with_capacity(ids.len());
-        if !self.is_empty() && !ids.is_empty() {
-            let first = ids[0];
-            scored.push(score(self.logits()?, first, top)?);
-        }
-        let already = self.len();
-        self.append(ids)?;
-        while self.cache.len() < self.len() {
-            // Images were computed by `logits`, so what is left are ids.
-            let chunk = self.next_chunk(self.cache.chunk().min(SCORED_ROWS));
-            let end = chunk.end;
-            let input = input(&self.model, &self.ids, &self.spans, chunk.clone())?;
-            let mut segments = [Segment { input, cache: &mut self.cache }];
-            let mut rows = self.model.forward_all(&mut segments)?;
-            for (row, position) in rows.iter().zip(chunk) {
-                if position >= already
-                    && let Some(next) = self.ids.get(position + 1)
-                {
-                    scored.push(score(row, *next, top)?);
-                }
-            }
-            if end == self.len() {
-                self.logits = rows.pop();
-            }
-        }
-        Ok(scored)
-    }
-
-    /// The segment for a step of one token, for stepping several sessions together.
-    pub(super) fn step_segment(&mut self) -> Segment<'_> {
-        let start = self.cache.len();
-        Segment { input: SegmentInput::Ids(&self.ids[start..]), cache: &mut self.cache }
-    }
-
     pub(super) fn set_logits(&mut self, logits: Vec<f32>) {
         self.logits = Some(logits);
     }
@@ -398,37 +351,4 @@ impl Session {
     pub(super) fn random_key(&self, seed: u64) -> RandomKey {
         RandomKey { seed, sequence: self.sequence, position: self.len() as u64 }
     }
-}
-
-/// What stands at `range`, which splits no span, as the input of a segment.
-fn input<'a>(
-    model: &Model,
-    ids: &'a [u32],
-    spans: &[EmbeddedSpan],
-    range: Range<usize>,
-) -> Result<SegmentInput<'a>, ForwardError> {
-    let within = |span: &&EmbeddedSpan| range.contains(&span.start);
-    let spans: Vec<_> = spans.iter().filter(within).map(|span| span.at(span.start - range.start)).collect();
-    let ids = &ids[range];
-    if spans.is_empty() {
-        return Ok(SegmentInput::Ids(ids));
-    }
-    model.on_threads(|| model.decoder().embed_with(ids, &spans))
-}
-
-/// A token of a given text and how the model rated it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ScoredToken {
-    /// The token.
-    pub id: u32,
-    /// ln of its probability after the tokens before it.
-    pub logprob: f32,
-    /// The most probable tokens in its place, the most probable first.
-    pub top: Vec<TokenLogprob>,
-}
-
-pub(super) fn score(logits: &[f32], id: u32, top: usize) -> Result<ScoredToken, GenerateError> {
-    let logprobs = LogProbs::new(logits)?;
-    let top = if top == 0 { Vec::new() } else { logprobs.top(top) };
-    Ok(ScoredToken { id, logprob: logprobs.of(id)?, top })
 }

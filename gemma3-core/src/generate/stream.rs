@@ -1,7 +1,7 @@
 //! Tokens one by one.
 
-use super::stepper::Stepper;
-use super::{FinishReason, GenerateError, GenerateOptions, Session, Token};
+use super::engine::{Engine, Event, SlotId};
+use super::{ContinueOptions, FinishReason, GenerateError, Session, Token};
 use crate::CancelHandle;
 
 /// An iterator over generated tokens. Each call of `next` computes one token; the first one also
@@ -12,21 +12,32 @@ use crate::CancelHandle;
 /// [`finish_reason`](TokenStream::finish_reason) says why.
 #[derive(Debug)]
 pub struct TokenStream<'a> {
-    session: &'a mut Session,
-    stepper: Stepper,
+    engine: Engine<Held<'a>>,
+    slot: SlotId,
+    seed: u64,
     cancel: CancelHandle,
     failed: bool,
 }
 
+/// A session that the caller keeps.
+pub(super) type Held<'a> = &'a mut Session;
+
 impl<'a> TokenStream<'a> {
-    pub(super) fn new(session: &'a mut Session, options: GenerateOptions) -> Result<Self, GenerateError> {
-        let stepper = Stepper::new(session, options)?;
-        Ok(Self { session, stepper, cancel: CancelHandle::new(), failed: false })
+    pub(super) fn new(session: &'a mut Session, options: ContinueOptions) -> Result<Self, GenerateError> {
+        let mut engine = Engine::new(session.model());
+        let cancel = CancelHandle::new();
+        let slot = engine.start_with(session, options, cancel.clone())?;
+        let seed = engine.slot(slot).map_or(0, |slot| slot.seed());
+        Ok(Self { engine, slot, seed, cancel, failed: false })
     }
 
     /// Stops when `cancel` is thrown, in place of the stream's own handle.
+    #[must_use]
     pub fn with_cancel(mut self, cancel: CancelHandle) -> Self {
-        self.cancel = cancel;
+        self.cancel = cancel.clone();
+        if let Some(slot) = self.engine.slot_mut(self.slot) {
+            slot.cancel = cancel;
+        }
         self
     }
 
@@ -37,23 +48,23 @@ impl<'a> TokenStream<'a> {
 
     /// Why the stream ended; `None` while it goes on, and after an error.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.stepper.finish_reason()
+        self.engine.finish_reason(self.slot)
     }
 
     /// Ends the stream with a reason that the caller found, such as a stop string. It takes precedence
     /// over a reason that the same token gave.
     pub fn finish_with(&mut self, reason: FinishReason) {
-        self.stepper.finish_with(reason);
+        self.engine.finish_with(self.slot, reason);
     }
 
     /// The seed in use: the given one, or the one that was drawn.
     pub fn seed(&self) -> u64 {
-        self.stepper.seed()
+        self.seed
     }
 
-    /// The session as it stands.
-    pub fn session(&self) -> &Session {
-        self.session
+    /// The ids of the session as they stand.
+    pub fn ids(&self) -> &[u32] {
+        self.engine.session(self.slot).map_or(&[], Session::ids)
     }
 
     /// Computes the prompt without choosing a token, so that the first `next` is a single step.
@@ -63,21 +74,10 @@ impl<'a> TokenStream<'a> {
     ///
     /// Those of [`Session::compute`].
     pub fn prefill(&mut self) -> Result<bool, GenerateError> {
-        self.session.compute(&self.cancel)
-    }
-
-    fn step(&mut self) -> Result<Option<Token>, GenerateError> {
-        #[cfg(feature = "cube")]
-        if !self.cancel.is_cancelled()
-            && let Some(token) = self.stepper.step_on_device(self.session, &self.cancel)?
-        {
-            return Ok(Some(token));
+        match self.engine.slot_mut(self.slot) {
+            Some(slot) if slot.under_way == 0 => slot.session_mut().compute(&self.cancel),
+            _ => Ok(true),
         }
-        if self.cancel.is_cancelled() || !self.session.compute(&self.cancel)? {
-            self.stepper.finish(FinishReason::Cancelled);
-            return Ok(None);
-        }
-        self.stepper.step(self.session).map(Some)
     }
 }
 
@@ -85,11 +85,19 @@ impl Iterator for TokenStream<'_> {
     type Item = Result<Token, GenerateError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed || self.stepper.finish_reason().is_some() {
-            return None;
+        while !self.failed && self.finish_reason().is_none() {
+            let error = match self.engine.tick() {
+                // A token comes before what it ends, of which `finish_reason` tells.
+                Ok(events) => match events.into_iter().next() {
+                    Some(Event::Token { token, .. }) => return Some(Ok(token)),
+                    Some(Event::Failed { error, .. }) => error,
+                    Some(Event::Ended { .. }) | None => continue,
+                },
+                Err(error) => error,
+            };
+            self.failed = true;
+            return Some(Err(error));
         }
-        let step = self.step();
-        self.failed = step.is_err();
-        step.transpose()
+        None
     }
 }

@@ -1,8 +1,8 @@
 //! Compiling a GPU's kernels before the first text needs them.
 
-use super::{GenerateError, GenerateOptions, Session, SessionOptions, generate_batch};
+use super::{ContinueOptions, GenerateError, Session, SessionOptions, generate_batch};
 use crate::CancelHandle;
-use crate::model::Model;
+use crate::model::{Logits, Model};
 
 /// How far a warm-up has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,12 +37,12 @@ pub struct WarmUpProgress {
 pub fn warm_up(
     model: &Model,
     session: &SessionOptions,
-    options: &GenerateOptions,
+    options: &ContinueOptions,
     progress: &mut dyn FnMut(WarmUpProgress),
 ) -> Result<(), GenerateError> {
     let mut session = Session::new(model, session)?;
     let id = some_id(model);
-    let lengths = prompt_lengths(model, session.cache.chunk().min(session.capacity()));
+    let lengths = model.runner().lengths_to_compile(session.chunk().min(session.capacity()));
     let total = lengths.len() + 2;
     let mut report = |done| progress(WarmUpProgress { done, total });
     for (done, length) in lengths.iter().enumerate() {
@@ -51,9 +51,9 @@ pub fn warm_up(
         session.append(&vec![id; *length])?;
         match length {
             // Without logits: with them it would be a step.
-            1 => session.compute_before(1, &CancelHandle::new())?,
-            _ => session.compute(&CancelHandle::new())?,
-        };
+            1 => drop(session.send(0..1, Logits::None)?.wait()?),
+            _ => drop(session.compute(&CancelHandle::new())?),
+        }
     }
     report(lengths.len());
     // Single tokens: one whose logits the host gets, and some that the device chooses if it can.
@@ -64,14 +64,11 @@ pub fn warm_up(
     if session.len() < session.capacity() {
         session.append(&[id])?;
     }
-    let options = GenerateOptions { max_new_tokens: Some(3), stop_token_ids: Vec::new(), ..options.clone() };
+    let options = ContinueOptions { max_new_tokens: Some(3), stop_token_ids: Vec::new(), ..options.clone() };
     for token in session.generate(options)? {
         token?;
     }
-    #[cfg(feature = "cube")]
-    if let Some(gpu) = model.decoder().gpu() {
-        crate::cache::compile_copies(gpu.stream());
-    }
+    model.runner().compile_copies();
     report(total);
     Ok(())
 }
@@ -85,7 +82,7 @@ pub fn warm_up(
 pub fn warm_up_batch(
     model: &Model,
     session: &SessionOptions,
-    options: &[GenerateOptions],
+    options: &[ContinueOptions],
     progress: &mut dyn FnMut(WarmUpProgress),
 ) -> Result<(), GenerateError> {
     progress(WarmUpProgress { done: 0, total: 1 });
@@ -96,7 +93,7 @@ pub fn warm_up_batch(
         sessions.push(session);
     }
     // One after the other ends, so that, where the host chooses, steps of ever fewer sequences are made.
-    let options = options.iter().zip(2..).map(|(options, tokens)| GenerateOptions {
+    let options = options.iter().zip(2..).map(|(options, tokens)| ContinueOptions {
         max_new_tokens: Some(tokens),
         stop_token_ids: Vec::new(),
         ..options.clone()
@@ -110,15 +107,5 @@ pub fn warm_up_batch(
 
 /// Any id will do: the numbers are not looked at.
 fn some_id(model: &Model) -> u32 {
-    2.min((model.decoder().config().vocab_size as u32).saturating_sub(1))
-}
-
-/// Lengths of the prompts to compute, the longest first, so that what passes share is made once.
-fn prompt_lengths(model: &Model, chunk: usize) -> Vec<usize> {
-    #[cfg(feature = "cube")]
-    if let Some(gpu) = model.decoder().gpu() {
-        return gpu.lengths_to_compile(chunk);
-    }
-    let few = chunk.min(4);
-    if crate::device::is_cpu(model.device()) { vec![few] } else { vec![chunk, few] }
+    2.min((model.text_config().vocab_size as u32).saturating_sub(1))
 }

@@ -1,68 +1,21 @@
-//! From a checkpoint to a [`Decoder`] on a device, tensor by tensor.
+//! From a checkpoint to a decoder on a machine, tensor by tensor.
 
-use burn::tensor::{DType, Device, Tensor, TensorCreationOptions, TensorData};
+use std::sync::Arc;
 
-use super::attention::{Attention, AttentionShape};
+use burn::tensor::Device;
+
 use super::block::Block;
 use super::decoder::Decoder;
-use super::embedding::Embedding;
-use super::feed_forward::FeedForward;
-#[cfg(feature = "cube")]
-use super::gpu::GpuDecoder;
-use super::norm::RmsNorm;
+use super::options::{LoadOptions, LoadProgress};
 use super::rope::RotaryEmbedding;
 use crate::checkpoint::{Checkpoint, CheckpointError, LayerTensor, TensorView, TextTensor};
-use crate::config::LayerType;
+use crate::config::{LayerType, TextConfig};
+use crate::device::DeviceFailed;
 use crate::formats::Quantization;
 use crate::formats::blocks::BlockError;
-use crate::matrix::{Matrix, MatrixError};
-use crate::ops::Precision;
-#[cfg(feature = "cube")]
-use crate::ops::cube::stream::Stream;
-use crate::threads::Threads;
-
-/// How to load a model.
-#[derive(Default)]
-pub struct LoadOptions<'a> {
-    /// CPU threads to compute with, on a pool that the model owns. `None`: as many as the process may
-    /// use. On flex results are the same with any number, bit for bit. Has no effect on devices that are not CPUs.
-    pub threads: Option<usize>,
-    /// The host's own threads ([`Threads::lent`]), to be used in place of a pool of the model's.
-    pub lent_threads: Option<Threads>,
-    /// Whether to look for weights that are NaN or infinite, which otherwise show as NaN logits much
-    /// later. `None`: in debug builds only, because it reads every weight once more.
-    pub check_finite: Option<bool>,
-    /// How exact the products are. [`Precision::Exact`] is what the reference is compared with.
-    pub precision: Precision,
-    /// Whether matrices of float formats are kept in fewer bits. Norms stay as they are. On ndarray the
-    /// numbers are the quantized ones and the memory is that of f32.
-    pub quantization: Quantization,
-    /// Called after each tensor.
-    pub progress: Option<&'a mut (dyn FnMut(LoadProgress) + Send)>,
-}
-
-impl LoadOptions<'_> {
-    /// The threads to compute with on a device.
-    ///
-    /// # Errors
-    ///
-    /// Threads that the system does not give.
-    pub fn threads(&self, device: &Device) -> Result<Threads, rayon::ThreadPoolBuildError> {
-        match &self.lent_threads {
-            Some(threads) if crate::device::is_cpu(device) => Ok(threads.clone()),
-            _ => Threads::new(device, self.threads),
-        }
-    }
-}
-
-/// How far loading has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoadProgress {
-    /// Bytes of the file's tensors that have been read.
-    pub loaded_bytes: u64,
-    /// Bytes of all of them.
-    pub total_bytes: u64,
-}
+use crate::ops::machine::{Heads, Machine, Norm};
+use crate::ops::{MatrixError, OnMachine, on_machine};
+use crate::run::Runner;
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -96,98 +49,99 @@ pub enum LoadError {
         index: usize,
     },
     /// A matrix cannot be kept in its format.
-    #[error("{file}: tensor `{tensor}`: {problem}")]
+    #[error("{file}: tensor `{tensor}`: {source}")]
     Matrix {
         /// The file, or what stands for it.
         file: String,
         /// Name in the file.
         tensor: String,
         /// Why.
-        problem: String,
+        source: MatrixError,
     },
     /// The device failed.
-    #[error("the device failed: {0}")]
-    Device(String),
+    #[error(transparent)]
+    Device(#[from] DeviceFailed),
     /// The threads could not be started.
     #[error("the compute threads could not be started: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
-/// Loads the decoder onto `device`. Holds one tensor in host memory at a time.
+impl LoadError {
+    /// What is wrong with the matrix that a tensor was to become.
+    pub fn of_matrix(error: MatrixError, file: String, tensor: String) -> Self {
+        match error {
+            MatrixError::Blocks(source) => Self::Blocks { file, tensor, source },
+            MatrixError::Device(failed) => Self::Device(failed),
+            source => Self::Matrix { file, tensor, source },
+        }
+    }
+}
+
+/// Loads the decoder onto the device's machine. Holds the tensors of one input in host memory at a time.
 pub(super) fn decoder(
     checkpoint: &Checkpoint,
     device: &Device,
     options: LoadOptions<'_>,
-) -> Result<Decoder, LoadError> {
-    let config = checkpoint.config().text.clone();
-    let mut loader = Loader {
-        checkpoint,
-        device,
-        check_finite: options.check_finite.unwrap_or(cfg!(debug_assertions)),
-        precision: options.precision,
-        quantization: options.quantization,
-        eps: config.rms_norm_eps,
-        progress: options.progress,
-        loaded_bytes: 0,
-        #[cfg(feature = "cube")]
-        stream: Stream::open(device).filter(|_| GpuDecoder::supports(&config)),
-    };
-    let embedding = Embedding::new(loader.matrix(TextTensor::Embedding)?);
-    let mut blocks = Vec::with_capacity(config.num_hidden_layers);
-    for (index, kind) in config.layer_types.iter().enumerate() {
-        blocks.push(loader.block(index, *kind, AttentionShape::new(&config))?);
-    }
-    let norm = loader.norm(TextTensor::FinalNorm)?;
-    let head = match checkpoint.head_is_tied() {
-        true => None,
-        false => Some(loader.matrix(TextTensor::Head)?),
-    };
-    #[cfg(feature = "cube")]
-    let stream = loader.stream;
-    #[allow(unused_mut, reason = "only GPUs add to it")]
-    let mut decoder = Decoder {
-        local_rope: RotaryEmbedding::for_layer_type(&config, LayerType::SlidingAttention),
-        global_rope: RotaryEmbedding::for_layer_type(&config, LayerType::FullAttention),
-        device: device.clone(),
-        precision: options.precision,
-        config,
-        embedding,
-        blocks,
-        norm,
-        head,
-        #[cfg(feature = "cube")]
-        gpu: None,
-    };
-    #[cfg(feature = "cube")]
-    if let Some(stream) = stream {
-        let gpu = GpuDecoder::new(&decoder, stream).map_err(|error| LoadError::Device(error.to_string()))?;
-        decoder.gpu = Some(std::sync::Arc::new(gpu));
-    }
-    Ok(decoder)
+) -> Result<Arc<dyn Runner>, LoadError> {
+    let precision = options.precision;
+    let plain = options.plain || is_beyond_kernels(&checkpoint.config().text, device);
+    on_machine(device, precision, plain, OntoMachine { checkpoint, device, options })
 }
 
-/// A matrix \[out, in\] of the checkpoint on a device, in the format of its file, or quantized, where the device
-/// multiplies that (a tensor of more axes is a matrix over its first); with `check_finite` an error if a weight is NaN or
-/// infinite.
-///
-/// # Errors
-///
-/// [`LoadError::Blocks`], [`LoadError::NotFinite`] or [`LoadError::Matrix`].
-pub fn load_matrix(
-    view: TensorView<'_>,
-    device: &Device,
-    precision: Precision,
-    quantization: Quantization,
-    check_finite: bool,
-) -> Result<Matrix, LoadError> {
-    if check_finite {
-        expand_checked(&view, true)?;
+/// Whether heads or widths are such as our kernels for GPUs don't take.
+#[cfg(feature = "cube")]
+fn is_beyond_kernels(config: &TextConfig, device: &Device) -> bool {
+    crate::device::is_gpu(device) && !crate::ops::Cube::supports(config)
+}
+
+#[cfg(not(feature = "cube"))]
+fn is_beyond_kernels(_: &TextConfig, _: &Device) -> bool {
+    false
+}
+
+struct OntoMachine<'a, 'p> {
+    checkpoint: &'a Checkpoint,
+    device: &'a Device,
+    options: LoadOptions<'p>,
+}
+
+impl OnMachine for OntoMachine<'_, '_> {
+    type Output = Result<Arc<dyn Runner>, LoadError>;
+
+    fn on<M: Machine>(self, machine: M) -> Self::Output {
+        let Self { checkpoint, device, options } = self;
+        let config = checkpoint.config().text.clone();
+        let mut loader = Loader {
+            checkpoint,
+            machine: &machine,
+            check_finite: options.check_finite.unwrap_or(cfg!(debug_assertions)),
+            quantization: options.quantization,
+            eps: config.rms_norm_eps as f32,
+            progress: options.progress,
+            loaded_bytes: 0,
+        };
+        let embed_tokens = loader.matrix(&[TextTensor::Embedding])?;
+        let mut blocks = Vec::with_capacity(config.num_hidden_layers);
+        for (index, kind) in config.layer_types.iter().enumerate() {
+            blocks.push(loader.block(index, *kind, &config)?);
+        }
+        let norm = loader.norm(TextTensor::FinalNorm)?;
+        let lm_head = match checkpoint.head_is_tied() {
+            true => None,
+            false => Some(loader.matrix(&[TextTensor::Head])?),
+        };
+        Ok(Arc::new(Decoder {
+            embed_tokens,
+            embedding_scale: (config.hidden_size as f32).sqrt(),
+            blocks,
+            norm,
+            lm_head,
+            device: device.clone(),
+            precision: options.precision,
+            config,
+            machine,
+        }))
     }
-    let (file, tensor) = (view.source.to_owned(), view.file_name.to_owned());
-    Matrix::load(view, device, precision, quantization).map_err(|error| match error {
-        MatrixError::Blocks(source) => LoadError::Blocks { file, tensor, source },
-        other => LoadError::Matrix { file, tensor, problem: other.to_string() },
-    })
 }
 
 /// The elements of a tensor in f32, row-major; with `check_finite` an error if one is NaN or infinite.
@@ -205,93 +159,79 @@ pub fn expand_checked(view: &TensorView<'_>, check_finite: bool) -> Result<Vec<f
     Ok(values)
 }
 
-struct Loader<'a, 'p> {
+struct Loader<'a, 'p, M> {
     checkpoint: &'a Checkpoint,
-    device: &'a Device,
+    machine: &'a M,
     check_finite: bool,
-    precision: Precision,
     quantization: Quantization,
-    eps: f64,
+    eps: f32,
     progress: Option<&'p mut (dyn FnMut(LoadProgress) + Send)>,
     loaded_bytes: u64,
-    /// Where the weights go, if our kernels run the model.
-    #[cfg(feature = "cube")]
-    stream: Option<Stream>,
 }
 
-impl Loader<'_, '_> {
-    fn block(&mut self, index: usize, kind: LayerType, shape: AttentionShape) -> Result<Block, LoadError> {
+impl<M: Machine> Loader<'_, '_, M> {
+    fn block(&mut self, index: usize, kind: LayerType, config: &TextConfig) -> Result<Block<M>, LoadError> {
         let layer = |tensor| TextTensor::Layer(index, tensor);
-        let projections = [LayerTensor::QProj, LayerTensor::KProj, LayerTensor::VProj].map(layer);
-        let [q_proj, k_proj, v_proj] = self.matrices(projections)?;
-        let [gate_proj, up_proj] = self.matrices([LayerTensor::GateProj, LayerTensor::UpProj].map(layer))?;
+        let qkv = [LayerTensor::QProj, LayerTensor::KProj, LayerTensor::VProj].map(layer);
         Ok(Block {
-            kind,
+            qkv_proj: self.matrix(&qkv)?,
+            gate_up_proj: self.matrix(&[LayerTensor::GateProj, LayerTensor::UpProj].map(layer))?,
             input_layernorm: self.norm(layer(LayerTensor::InputLayernorm))?,
-            attention: Attention {
-                q_proj,
-                k_proj,
-                v_proj,
-                o_proj: self.matrix(layer(LayerTensor::OProj))?,
-                q_norm: self.norm(layer(LayerTensor::QNorm))?,
-                k_norm: self.norm(layer(LayerTensor::KNorm))?,
-                shape,
-            },
+            o_proj: self.matrix(&[layer(LayerTensor::OProj)])?,
+            heads: self.heads(index, kind, config)?,
             post_attention_layernorm: self.norm(layer(LayerTensor::PostAttentionLayernorm))?,
             pre_feedforward_layernorm: self.norm(layer(LayerTensor::PreFeedforwardLayernorm))?,
-            feed_forward: FeedForward {
-                gate_proj,
-                up_proj,
-                down_proj: self.matrix(layer(LayerTensor::DownProj))?,
-            },
+            down_proj: self.matrix(&[layer(LayerTensor::DownProj)])?,
             post_feedforward_layernorm: self.norm(layer(LayerTensor::PostFeedforwardLayernorm))?,
         })
     }
 
-    fn matrix(&mut self, name: TextTensor) -> Result<Matrix, LoadError> {
-        let [matrix] = self.matrices([name])?;
-        Ok(matrix)
-    }
-
-    /// Matrices that are multiplied with the same input.
-    fn matrices<const N: usize>(&mut self, names: [TextTensor; N]) -> Result<[Matrix; N], LoadError> {
-        #[cfg(feature = "cube")]
-        if let Some(stream) = self.stream.clone() {
-            return self.matrices_on_gpu(&names, &stream);
-        }
-        let mut matrices = Vec::with_capacity(N);
-        for name in names {
-            let view = self.checkpoint.tensor(name)?;
-            let bytes = view.bytes.len() as u64;
-            let quantization = self.quantization_of(name);
-            matrices.push(load_matrix(view, self.device, self.precision, quantization, self.check_finite)?);
-            self.report(bytes);
-        }
-        Ok(matrices.try_into().expect("one for each name"))
-    }
-
-    #[cfg(feature = "cube")]
-    fn matrices_on_gpu<const N: usize>(
+    fn heads(
         &mut self,
-        names: &[TextTensor; N],
-        stream: &Stream,
-    ) -> Result<[Matrix; N], LoadError> {
-        let mut views = Vec::with_capacity(N);
-        let mut bytes = 0;
+        index: usize,
+        kind: LayerType,
+        config: &TextConfig,
+    ) -> Result<Heads<M::Vector>, LoadError> {
+        let rope = RotaryEmbedding::for_layer_type(config, kind);
+        Ok(Heads {
+            layer: index,
+            kind,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            query_factor: config.query_pre_attn_scalar.powf(-0.5) as f32,
+            window: matches!(kind, LayerType::SlidingAttention).then_some(config.sliding_window),
+            q_norm: self.norm(TextTensor::Layer(index, LayerTensor::QNorm))?,
+            k_norm: self.norm(TextTensor::Layer(index, LayerTensor::KNorm))?,
+            inv_freq: self.machine.vector(rope.inv_freq().to_vec())?,
+        })
+    }
+
+    /// Matrices \[out, in\] that are multiplied with the same input.
+    fn matrix(&mut self, names: &[TextTensor]) -> Result<M::Matrix, LoadError> {
+        let mut views = Vec::with_capacity(names.len());
         for name in names {
             let view = self.checkpoint.tensor(*name)?;
             if self.check_finite {
                 expand_checked(&view, true)?;
             }
-            bytes += view.bytes.len() as u64;
             views.push(view);
         }
-        let (file, tensor) = (views[0].source.to_owned(), views[0].file_name.to_owned());
-        let matrices = Matrix::load_on_gpu(views, self.device, stream, self.quantization_of(names[0]));
-        let matrices =
-            matrices.map_err(|error| LoadError::Matrix { file, tensor, problem: error.to_string() })?;
-        self.report(bytes);
-        Ok(matrices.try_into().expect("one for each name"))
+        let Some(first) = views.first() else {
+            return Err(LoadError::Matrix {
+                file: String::new(),
+                tensor: String::new(),
+                source: MatrixError::NotAMatrix { found: Vec::new() },
+            });
+        };
+        let (file, tensor) = (first.source.to_owned(), first.file_name.to_owned());
+        let sizes: Vec<u64> = views.iter().map(|view| view.bytes.len() as u64).collect();
+        let matrix = self.machine.matrix(views, self.quantization_of(names[0]));
+        let matrix = matrix.map_err(|error| LoadError::of_matrix(error, file, tensor))?;
+        for bytes in sizes {
+            self.report(bytes);
+        }
+        Ok(matrix)
     }
 
     fn quantization_of(&self, name: TextTensor) -> Quantization {
@@ -302,22 +242,14 @@ impl Loader<'_, '_> {
     }
 
     /// A norm with its multiplier `1 + w`; GGUF files store that sum, Hugging Face's store `w`.
-    fn norm(&mut self, name: TextTensor) -> Result<RmsNorm, LoadError> {
+    fn norm(&mut self, name: TextTensor) -> Result<Norm<M::Vector>, LoadError> {
         let view = self.checkpoint.tensor(name)?;
-        let mut scale = self.values(&view)?;
+        let mut scale = expand_checked(&view, self.check_finite)?;
+        self.report(view.bytes.len() as u64);
         if !self.checkpoint.norms_include_one() {
             scale.iter_mut().for_each(|w| *w += 1.0);
         }
-        let width = scale.len();
-        let options = TensorCreationOptions::new(self.device.clone()).with_dtype(DType::F32);
-        let scale = Tensor::from_data(TensorData::new(scale, [width]), options);
-        Ok(RmsNorm::new(scale, self.eps))
-    }
-
-    fn values(&mut self, view: &TensorView<'_>) -> Result<Vec<f32>, LoadError> {
-        let values = expand_checked(view, self.check_finite)?;
-        self.report(view.bytes.len() as u64);
-        Ok(values)
+        Ok(Norm { scale: self.machine.vector(scale)?, eps: self.eps })
     }
 
     fn report(&mut self, bytes: u64) {

@@ -1,7 +1,7 @@
-//! Gemma 3's decoder, one concept a file, readable beside the paper.
+//! Gemma 3's decoder, one concept a file, readable beside the paper, over what a machine can do
+//! ([`Machine`](crate::ops::machine::Machine)): the same text for every device.
 //!
-//! [`Decoder`] is the mathematics over plain tensors. [`Model`] is what the rest of the library holds:
-//! a decoder with its device and its threads, shared by clones.
+//! [`Model`] is what the rest of the library holds: a decoder with its device and its threads, shared by clones.
 //!
 //! ```text
 //! ids ─ embedding ─┬─ block × N ──────────────────────────────┬─ norm ─ head ─ logits
@@ -10,24 +10,21 @@
 //!                  └─ the residual stream x is f32 throughout ┘
 //! ```
 
-mod attention;
 mod block;
 mod decoder;
-mod embedding;
-mod feed_forward;
-#[cfg(feature = "cube")]
-pub(crate) mod gpu;
-mod handle;
+mod details;
+#[cfg(all(test, feature = "cube"))]
+mod failure_tests;
 mod load;
-mod norm;
+mod options;
 mod rope;
-mod span;
-mod trace;
+mod shared;
+mod tracing;
 
-pub use decoder::{Decoder, Logits, Segment, SegmentInput};
-pub use handle::{ForwardError, Model};
-pub use load::{LoadError, LoadOptions, LoadProgress, expand_checked, load_matrix};
-pub use norm::RmsNorm;
+pub use crate::ops::machine::Logits;
+pub use crate::ops::vectors::{EmbeddedSpan, Vectors};
+pub use crate::run::{Activation, ForwardError, Trace, TracedTensor};
+pub use load::{LoadError, expand_checked};
+pub use options::{LoadOptions, LoadProgress};
 pub use rope::RotaryEmbedding;
-pub use span::EmbeddedSpan;
-pub use trace::{Activation, Trace, TracedTensor};
+pub use shared::{Model, Segment, SegmentInput};

@@ -4,23 +4,13 @@
 //! `position * inv_freq[j]`, with `inv_freq[j] = theta^(-2j / head_dim) / factor`. Angles, cosines and
 //! sines are f32 at least; in bf16 a position is exact only up to 256.
 
-use burn::tensor::{Device, Tensor, TensorData};
-
-use super::norm::RmsNorm;
 use crate::config::{LayerType, TextConfig};
-use crate::ops;
+use crate::ops::plain::rope::cos_sin;
 
 /// The frequencies of one layer type.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
     inv_freq: Vec<f32>,
-}
-
-/// Cosines and sines for the tokens of one forward pass, each \[tokens, 1, head_dim / 2\].
-#[derive(Debug, Clone)]
-pub(super) struct Rotation {
-    cos: Tensor<3>,
-    sin: Tensor<3>,
 }
 
 impl RotaryEmbedding {
@@ -55,36 +45,6 @@ impl RotaryEmbedding {
     ///
     /// The angle is the f32 product that the reference forms; its cosine is then exact to f32.
     pub fn cos_sin(&self, position: usize) -> (Vec<f32>, Vec<f32>) {
-        self.inv_freq
-            .iter()
-            .map(|inv_freq| {
-                let (sin, cos) = f64::from(position as f32 * inv_freq).sin_cos();
-                (cos as f32, sin as f32)
-            })
-            .unzip()
-    }
-
-    /// The rotations of the tokens at `positions`.
-    pub(super) fn at(&self, positions: impl Iterator<Item = usize>, device: &Device) -> Rotation {
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        let mut tokens = 0;
-        for position in positions {
-            let (c, s) = self.cos_sin(position);
-            cos.extend(c);
-            sin.extend(s);
-            tokens += 1;
-        }
-        let shape = [tokens, 1, self.inv_freq.len()];
-        Rotation {
-            cos: Tensor::from_data(TensorData::new(cos, shape), device),
-            sin: Tensor::from_data(TensorData::new(sin, shape), device),
-        }
-    }
-}
-
-impl Rotation {
-    /// Normalizes, turns and scales the heads of `x` \[tokens, heads * head_dim\].
-    pub(super) fn apply(&self, x: Tensor<2>, norm: &RmsNorm, factor: f32) -> Tensor<2> {
-        ops::norm_rope(x, norm.parts(), &self.cos, &self.sin, factor)
+        cos_sin(std::iter::once(position), &self.inv_freq)
     }
 }

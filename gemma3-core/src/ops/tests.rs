@@ -1,234 +1,281 @@
-//! Each operation of flex against its portable definition.
+//! Each operation of the CPU's machine against its definition, through the trait, on the same input.
 
-use std::sync::Arc;
+mod attend;
+mod image;
+mod passes;
 
-use burn::tensor::{DType, Device, Distribution, Tensor, TensorCreationOptions, TensorData};
+use std::borrow::Cow;
+use std::ops::Range;
 
-use super::cpu::packed::{PackedMatrix, SharedBytes};
-use super::extension::PackedProducts;
-use super::{
-    Norm, Precision, Visibility, attention, bias_gelu, cached_attention, gelu_mul, layer_norm, norm_rope,
-    packed_gated_linear, packed_linear, packed_linear_norm_add, packed_norm_linear, portable, rms_norm,
-    write_cache,
-};
-use crate::formats::TensorFormat;
+use burn::tensor::{Device, Tensor, TensorData};
+use half::{bf16, f16};
 
-fn random<const D: usize>(shape: [usize; D], scale: f64, device: &Device) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Uniform(-scale, scale), device)
+use super::machine::{Entrant, Input, Logits, Machine, Norm, Outcome, Program, Wanted};
+use super::plain::Plain;
+use super::vectors::{EmbeddedSpan, Vectors};
+use super::{Cpu, CpuRows, MachineError, Precision};
+use crate::cache::{CacheDtype, CacheShape, Ring};
+use crate::checkpoint::TensorView;
+use crate::formats::{Quantization, TensorFormat};
+
+/// A machine whose rows can be made of numbers, so that operations meet the same ones on both.
+trait Tested: Machine {
+    /// Parts of these widths, each \[rows, width\], one after the other.
+    fn rows_of(&self, values: &[f32], widths: &[usize]) -> Self::Rows;
 }
 
-fn max_difference(a: Tensor<2>, b: Tensor<2>) -> f32 {
-    (a - b).abs().max().into_scalar()
+impl Tested for Cpu {
+    fn rows_of(&self, values: &[f32], widths: &[usize]) -> CpuRows {
+        CpuRows::new(values.to_vec(), widths.to_vec())
+    }
 }
 
-#[test]
-fn rms_norm_equals_its_definition() {
-    let device = Device::flex();
-    for (rows, width) in [(1, 1), (1, 640), (3, 16), (5, 257), (512, 640)] {
-        for magnitude in [1e-3, 1.0, 1e4] {
-            let x = random([rows, width], magnitude, &device);
-            let scale = random([width], 3.0, &device);
-            let difference =
-                max_difference(rms_norm(x.clone(), &scale, 1e-6), portable::rms_norm(x, &scale, 1e-6));
-            // Normalized values are below sqrt(width) times the scale; a few ulp of that.
-            let bound = 3.0 * (width as f32).sqrt() * 8.0 * f32::EPSILON;
-            assert!(
-                difference <= bound,
-                "[{rows}, {width}] of magnitude {magnitude}: {difference:e} > {bound:e}"
-            );
+impl Tested for Plain {
+    fn rows_of(&self, values: &[f32], widths: &[usize]) -> Vec<Tensor<2>> {
+        let rows = values.len() / widths.iter().sum::<usize>();
+        let mut start = 0;
+        let part = |width: &usize| {
+            let part = values[start..start + rows * width].to_vec();
+            start += rows * width;
+            Tensor::from_data(TensorData::new(part, [rows, *width]), &Device::flex())
+        };
+        widths.iter().map(part).collect()
+    }
+}
+
+fn cpu() -> Cpu {
+    Cpu { precision: Precision::Exact }
+}
+
+fn plain() -> Plain {
+    Plain::new(&Device::flex())
+}
+
+/// Evenly distributed numbers up to `scale` in size.
+#[derive(Debug, Clone)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn values(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        (0..count).map(|_| self.next() * scale).collect()
+    }
+}
+
+/// How a test's weights are kept.
+#[derive(Debug, Clone, Copy)]
+struct Kept(TensorFormat, Quantization);
+
+const FORMATS: [Kept; 5] = [
+    Kept(TensorFormat::F32, Quantization::None),
+    Kept(TensorFormat::F16, Quantization::None),
+    Kept(TensorFormat::BF16, Quantization::None),
+    Kept(TensorFormat::BF16, Quantization::EightBit),
+    Kept(TensorFormat::F32, Quantization::FourBit),
+];
+
+/// Weights \[out, in\] for each of `outs`, one after the other in `values`.
+fn matrix<M: Machine>(machine: &M, values: &[f32], outs: &[usize], kept: Kept) -> M::Matrix {
+    let Kept(format, quantization) = kept;
+    let width = values.len() / outs.iter().sum::<usize>();
+    let mut start = 0;
+    let view = |out: &usize| {
+        let values = &values[start..start + out * width];
+        start += values.len();
+        let bytes: Vec<u8> = match format {
+            TensorFormat::F16 => values.iter().flat_map(|w| f16::from_f32(*w).to_le_bytes()).collect(),
+            TensorFormat::BF16 => values.iter().flat_map(|w| bf16::from_f32(*w).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|w| w.to_le_bytes()).collect(),
+        };
+        let (bytes, shape) = (Cow::Owned(bytes), vec![*out, width]);
+        TensorView { file_name: "w", source: "a test", shape, format, bytes, place: None }
+    };
+    machine.matrix(outs.iter().map(view).collect(), quantization).expect("a matrix")
+}
+
+fn norm<M: Machine>(machine: &M, scale: &[f32], eps: f32) -> Norm<M::Vector> {
+    Norm { scale: machine.vector(scale.to_vec()).expect("a vector"), eps }
+}
+
+/// The next rows of a sequence, as vectors that enter as they are.
+#[derive(Debug, Clone)]
+struct Next {
+    /// \[rows, width\].
+    x: Vec<f32>,
+    /// Rows that are an image; every other is alone.
+    image: Range<usize>,
+    position: usize,
+    logits: Logits,
+}
+
+impl Next {
+    fn new(x: Vec<f32>) -> Self {
+        Self { x, image: 0..0, position: 0, logits: Logits::None }
+    }
+
+    fn spans(&self, width: usize) -> Vec<EmbeddedSpan> {
+        let rows = Vectors::new(self.x.clone(), width);
+        let mut spans = Vec::new();
+        let mut start = 0;
+        while start < rows.len() {
+            let end = if start == self.image.start { self.image.end.max(start + 1) } else { start + 1 };
+            spans.push(EmbeddedSpan { start, vectors: rows.rows(start..end) });
+            start = end;
         }
+        spans
     }
 }
 
-#[test]
-fn the_gated_activation_equals_f64_over_the_whole_range() {
-    let device = Device::flex();
-    let gate: Vec<f32> =
-        (-40_000..40_000).map(|i| i as f32 * 5e-4).chain([-1e30, -100.0, 100.0, 1e10, 0.0]).collect();
-    let n = gate.len();
-    let up: Vec<f32> = (0..n).map(|i| (i % 7) as f32 - 3.0).collect();
-    let tensor = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [1, n]), &device);
-    let out = gelu_mul(tensor(&gate), tensor(&up)).into_data().try_into_vec::<f32>().expect("f32 output");
-    for ((gate, up), out) in gate.iter().zip(&up).zip(out) {
-        let x = f64::from(*gate);
-        let z = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
-        let exact = 0.5 * x * (1.0 + z.tanh()) * f64::from(*up);
-        // f32 rounding of z (up to |z| = 9 where the result still varies) dominates: 9 ulp of z.
-        let bound = 2e-6 * exact.abs() + 1e-6;
-        assert!((f64::from(out) - exact).abs() <= bound, "gelu({gate}) * {up} = {out}, expected {exact}");
+/// A closure as a program, and what it returned.
+struct Steps<F>(F, Vec<f32>);
+
+impl<M: Machine, F> Program<M> for Steps<F>
+where
+    F: FnMut(&M, &mut M::Stream<'_>) -> Result<Vec<f32>, MachineError> + Send,
+{
+    fn shape(&self) -> super::machine::ModelShape<'_, M> {
+        unreachable!("machines that compute at once know sizes as they come")
+    }
+
+    fn run(&mut self, machine: &M, x: &mut M::Stream<'_>) -> Result<(), MachineError> {
+        self.1 = (self.0)(machine, x)?;
+        Ok(())
     }
 }
 
-#[test]
-fn the_gated_activation_equals_its_portable_definition() {
-    let device = Device::flex();
-    let (gate, up) = (random([9, 1000], 6.0, &device), random([9, 1000], 2.0, &device));
-    let difference = max_difference(gelu_mul(gate.clone(), up.clone()), portable::gelu_mul(gate, up));
-    assert!(difference <= 1e-5, "{difference:e}");
+/// A cache of one layer.
+fn cache<M: Machine>(machine: &M, dtype: CacheDtype, slots: usize) -> M::Cache {
+    machine.cache(&CacheShape { kv_heads: 2, head_dim: 16, rings: vec![Ring::new(slots)], dtype })
 }
 
-#[test]
-fn layer_norm_equals_its_definition_also_far_from_zero() {
-    let device = Device::flex();
-    for (rows, width) in [(1, 1), (3, 16), (5, 257), (300, 1152)] {
-        for offset in [0.0, 100.0] {
-            let x = random([rows, width], 1.0, &device) + offset;
-            let (weight, bias) = (random([width], 2.0, &device), random([width], 1.0, &device));
-            let ours = layer_norm(x.clone(), &weight, &bias, 1e-6);
-            let difference = max_difference(ours, portable::layer_norm(x, &weight, &bias, 1e-6));
-            // Normalized values are below sqrt(width) times the weight; the mean of values near `offset`
-            // is rounded to an ulp of it, which the normalization enlarges by up to 1 / 0.577.
-            let bound = 2.0 * ((width as f32).sqrt() * 8.0 + offset * 8.0) * f32::EPSILON;
-            assert!(difference <= bound, "[{rows}, {width}] around {offset}: {difference:e} > {bound:e}");
-        }
+/// Runs a pass over rows `width` wide, each sequence with its cache.
+fn pass<M: Machine, F>(
+    machine: &M,
+    width: usize,
+    next: &[Next],
+    caches: &mut [M::Cache],
+    mut steps: F,
+) -> Result<(Vec<f32>, Vec<Outcome>), MachineError>
+where
+    F: FnMut(&M, &mut M::Stream<'_>) -> Result<Vec<f32>, MachineError> + Send,
+{
+    let spans: Vec<_> = next.iter().map(|next| next.spans(width)).collect();
+    let ids = vec![0; next.iter().map(|next| next.x.len() / width).max().unwrap_or(0)];
+    let mut entrants = Vec::new();
+    for ((next, spans), cache) in next.iter().zip(&spans).zip(caches) {
+        let input = Input::Placed { ids: &ids[..next.x.len() / width], spans };
+        let wanted = Wanted::Logits(next.logits);
+        entrants.push(Entrant { input, position: next.position, cache, wanted });
     }
+    let table = matrix(machine, &vec![0.0; width], &[1], FORMATS[0]);
+    let mut program = Steps(
+        |machine: &M, x: &mut M::Stream<'_>| {
+            machine.embed(x, &table, 1.0)?;
+            steps(machine, x)
+        },
+        Vec::new(),
+    );
+    let outcomes = machine.run(&mut entrants, &mut program)?.wait()?;
+    Ok((program.1, outcomes))
 }
 
-#[test]
-fn bias_and_activation_equal_their_definition_and_leave_a_shared_input_alone() {
-    let device = Device::flex();
-    let (x, bias) = (random([9, 1000], 6.0, &device), random([1000], 2.0, &device));
-    let before = x.clone().into_data();
-    let difference = max_difference(bias_gelu(x.clone(), &bias), portable::bias_gelu(x.clone(), &bias));
-    assert!(difference <= 1e-5, "{difference:e}");
-    assert_eq!(x.clone().into_data(), before);
-    // A window into a larger buffer.
-    let window = x.narrow(0, 2, 3);
-    let difference = max_difference(bias_gelu(window.clone(), &bias), portable::bias_gelu(window, &bias));
-    assert!(difference <= 1e-5, "{difference:e}");
+/// A pass of one sequence that needs no cache.
+fn one<M: Machine, F>(machine: &M, width: usize, x: &[f32], steps: F) -> Vec<f32>
+where
+    F: FnMut(&M, &mut M::Stream<'_>) -> Result<Vec<f32>, MachineError> + Send,
+{
+    let mut caches = [cache(machine, CacheDtype::F32, 1)];
+    pass(machine, width, &[Next::new(x.to_vec())], &mut caches, steps).expect("a pass").0
 }
 
-#[test]
-fn attention_equals_its_definition() {
-    let device = Device::flex();
-    for (sequences, tokens, heads, head_dim) in
-        [(1, 1, 1, 1), (1, 16, 3, 16), (2, 33, 2, 8), (3, 100, 4, 72), (1, 600, 2, 72)]
-    {
-        let shape = [sequences * tokens, heads * head_dim];
-        let (q, k, v) =
-            (random(shape, 4.0, &device), random(shape, 4.0, &device), random(shape, 1.0, &device));
-        let scale = (head_dim as f32).powf(-0.5);
-        let ours = attention(q.clone(), k.clone(), v.clone(), heads, sequences, scale);
-        let difference = max_difference(ours, portable::attention(q, k, v, heads, sequences, scale));
-        // Scores below 4 * 4 * sqrt(72) = 136 with a relative error of some ulp: an absolute error of
-        // 136 * 8 ulp in the exponent is a relative one of the result, a mean of values below 1.
-        let bound = 136.0 * 8.0 * f32::EPSILON;
-        assert!(
-            difference <= bound,
-            "{sequences} x {tokens}, {heads} x {head_dim}: {difference:e} > {bound:e}"
-        );
-    }
-}
-
-fn packed(weight: &Tensor<2>) -> Arc<PackedMatrix> {
-    let values = weight.clone().into_data().try_into_vec::<f32>().expect("f32");
-    let bytes: Vec<u8> = values.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let matrix = PackedMatrix::new(TensorFormat::F32, weight.dims(), SharedBytes::from(bytes));
-    Arc::new(matrix.expect("a matrix"))
-}
-
-fn products(weights: &[Tensor<2>]) -> PackedProducts {
-    PackedProducts { weights: weights.iter().map(packed).collect(), precision: Precision::Exact }
+fn max_difference(ours: &[f32], definition: &[f32]) -> f32 {
+    assert_eq!(ours.len(), definition.len());
+    ours.iter().zip(definition).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 /// More rows than are done together, and several weights over the same input.
 #[test]
 fn products_of_many_rows_equal_their_definition() {
-    let device = Device::flex();
-    let (rows, in_features) = (1030, 40);
-    let x = random([rows, in_features], 1.0, &device);
-    let weights = [24, 9].map(|out| random([out, in_features], 1.0, &device));
-    let scale = random([in_features], 1.0, &device);
-    let norm = Norm { scale: &scale, eps: 1e-6 };
-    let plain = packed_linear(x.clone(), products(&weights));
-    let normed = packed_norm_linear(x.clone(), norm, products(&weights));
-    for ((plain, normed), weight) in plain.into_iter().zip(normed).zip(&weights) {
-        let difference = max_difference(plain, portable::linear(x.clone(), weight));
-        // Sums of `in` products below 1, in another order.
-        assert!(difference <= in_features as f32 * f32::EPSILON, "{difference:e}");
-        let difference = max_difference(normed, portable::norm_linear(x.clone(), norm, weight));
-        // Normalized values are below sqrt(3) for values that are evenly distributed, few ulp off.
-        assert!(difference <= 8.0 * in_features as f32 * f32::EPSILON, "{difference:e}");
-    }
-}
-
-#[test]
-fn fused_products_equal_their_definitions() {
-    let device = Device::flex();
-    for (rows, in_features, out_features) in
-        [(1, 64, 48), (3, 40, 17), (8, 64, 640), (9, 72, 33), (700, 40, 70)]
-    {
-        let x = random([rows, in_features], 2.0, &device);
-        let [gate, up] = [(); 2].map(|()| random([out_features, in_features], 0.3, &device));
-        let scale = random([in_features], 1.0, &device);
-        let norm = Norm { scale: &scale, eps: 1e-6 };
-        let ours = packed_gated_linear(x.clone(), norm, products(&[gate.clone(), up.clone()]));
-        let difference = max_difference(ours, portable::gated_linear(x.clone(), norm, &gate, &up));
-        // Gate and product are below 40 in size and off by some ulp of that, and so is what they make.
-        assert!(difference <= 40.0 * 40.0 * 8.0 * f32::EPSILON, "gated, {rows} rows: {difference:e}");
-
-        let (residual, scale) =
-            (random([rows, out_features], 5.0, &device), random([out_features], 2.0, &device));
-        let norm = Norm { scale: &scale, eps: 1e-6 };
-        let ours =
-            packed_linear_norm_add(x.clone(), products(std::slice::from_ref(&up)), norm, residual.clone());
-        let difference = max_difference(ours, portable::linear_norm_add(x, &up, norm, residual));
-        // A normalized row is below sqrt(width) times the scale.
-        let bound = 2.0 * (out_features as f32).sqrt() * 16.0 * f32::EPSILON;
-        assert!(difference <= bound, "added, {rows} rows: {difference:e} > {bound:e}");
-    }
-}
-
-#[test]
-fn heads_are_normalized_and_turned_as_by_the_definition() {
-    let device = Device::flex();
-    for (tokens, heads, head_dim) in [(1, 1, 2), (1, 4, 256), (5, 3, 16), (300, 4, 64)] {
-        let x = random([tokens, heads * head_dim], 3.0, &device);
-        let before = x.clone().into_data();
-        let scale = random([head_dim], 2.0, &device);
-        let norm = Norm { scale: &scale, eps: 1e-6 };
-        let angles = random([tokens, 1, head_dim / 2], 3.0, &device);
-        let (cos, sin) = (angles.clone().cos(), angles.sin());
-        let ours = norm_rope(x.clone(), norm, &cos, &sin, 0.0625);
-        let difference = max_difference(ours, portable::norm_rope(x.clone(), norm, &cos, &sin, 0.0625));
-        let bound = 2.0 * (head_dim as f32).sqrt() * 8.0 * f32::EPSILON;
-        assert!(difference <= bound, "{tokens} x {heads} x {head_dim}: {difference:e} > {bound:e}");
-        assert_eq!(x.into_data(), before, "a shared input is left alone");
-    }
-}
-
-/// Chunks as a prefill writes them, on rings that come around, in every dtype of a cache.
-#[test]
-fn writing_to_a_cache_and_attending_over_it_equal_their_definitions() {
-    let device = Device::flex();
-    let (heads, kv_heads, head_dim) = (4, 2, 16);
-    for dtype in [DType::F32, DType::BF16, DType::F16] {
-        for (slots, window) in [(64, None), (23, Some(7))] {
-            let options = TensorCreationOptions::new(device.clone()).with_dtype(dtype);
-            let empty = || Tensor::<3>::zeros([kv_heads, slots, head_dim], options.clone());
-            let [mut ours, mut plain] = [(); 2].map(|()| [empty(), empty()]);
-            let mut position = 0;
-            for count in [16, 1, 1, 13, 1, 9, 2, 1] {
-                let rows = [(); 2].map(|()| random([count, kv_heads * head_dim], 2.0, &device));
-                for (n, rows) in rows.into_iter().enumerate() {
-                    ours[n].inplace(|cache| write_cache(cache, rows.clone(), position));
-                    plain[n].inplace(|cache| portable::write_cache(cache, rows, position));
-                    assert_eq!(ours[n].clone().into_data(), plain[n].clone().into_data(), "{dtype:?}");
-                }
-                let image = position + count / 3..position + count / 2;
-                let images = if image.is_empty() { Vec::new() } else { vec![image] };
-                let visibility = Visibility::new(position..position + count, window, images);
-                let q = random([count, heads * head_dim], 1.0, &device);
-                let [keys, values] = &ours;
-                let difference = max_difference(
-                    cached_attention(q.clone(), keys, values, heads, &visibility),
-                    portable::cached_attention(q, keys, values, heads, &visibility),
-                );
-                // Scores below 32 are off by some ulp of that, which is the relative error of their exponentials;
-                // the result is a mean of values below 2.
-                assert!(difference <= 32.0 * 2.0 * 8.0 * f32::EPSILON, "{dtype:?}: {difference:e}");
-                position += count;
+    for kept in FORMATS {
+        for (rows, width) in [(1, 64), (9, 64), (1030, 32)] {
+            let mut random = Random(1);
+            let (x, scale) = (random.values(rows * width, 1.0), random.values(width, 1.0));
+            let weights = random.values(33 * width, 1.0);
+            fn projected<M: Tested>(m: &M, x: &[f32], scale: &[f32], w: &[f32], kept: Kept) -> Vec<f32> {
+                let (weights, norm) = (matrix(m, w, &[24, 9], kept), norm(m, scale, 1e-6));
+                one(m, scale.len(), x, |m, x| {
+                    let rows = m.project(x, &norm, &weights)?;
+                    m.look_at(x, &rows)?.wait()
+                })
             }
+            let ours = projected(&cpu(), &x, &scale, &weights, kept);
+            let definition = projected(&plain(), &x, &scale, &weights, kept);
+            let difference = max_difference(&ours, &definition);
+            // Sums of `width` products, of weights up to 1 (a block's largest may be rounded up by 1/16) and
+            // normalized values below sqrt(3), as values that are evenly distributed have them, few ulp off.
+            let bound = 8.0 * 1.1 * width as f32 * f32::EPSILON;
+            assert!(difference <= bound, "{kept:?}, {rows} rows: {difference:e} > {bound:e}");
+
+            // Those that traces compute aside: without a norm.
+            let product = |w: &[f32]| {
+                let ours = cpu().multiply(&x, &matrix(&cpu(), w, &[24, 9], kept)).expect("a product");
+                let plain = plain().multiply(&x, &matrix(&plain(), w, &[24, 9], kept)).expect("a product");
+                max_difference(&ours, &plain)
+            };
+            let (difference, bound) = (product(&weights), 1.1 * width as f32 * f32::EPSILON);
+            assert!(difference <= bound, "{kept:?}, {rows} rows, multiplied: {difference:e} > {bound:e}");
+        }
+    }
+}
+
+#[test]
+fn gated_products_equal_their_definition() {
+    for kept in FORMATS {
+        for (rows, width, out) in [(1, 64, 48), (3, 32, 17), (8, 64, 640), (9, 96, 33), (700, 32, 70)] {
+            let mut random = Random(2);
+            let (x, scale) = (random.values(rows * width, 2.0), random.values(width, 1.0));
+            let weights = random.values(2 * out * width, 0.3);
+            fn gated<M: Tested>(m: &M, x: &[f32], scale: &[f32], w: &[f32], kept: Kept) -> Vec<f32> {
+                let out = w.len() / scale.len() / 2;
+                let (weights, norm) = (matrix(m, w, &[out, out], kept), norm(m, scale, 1e-6));
+                one(m, scale.len(), x, |m, x| {
+                    let rows = m.gate(x, &norm, &weights)?;
+                    m.look_at(x, &rows)?.wait()
+                })
+            }
+            let ours = gated(&cpu(), &x, &scale, &weights, kept);
+            let difference = max_difference(&ours, &gated(&plain(), &x, &scale, &weights, kept));
+            // Gate and product are below 40 in size and off by some ulp of that, and so is what they make.
+            let bound = 40.0 * 40.0 * 8.0 * f32::EPSILON;
+            assert!(difference <= bound, "{kept:?}, {rows} rows: {difference:e} > {bound:e}");
+        }
+    }
+}
+
+#[test]
+fn a_branch_joins_the_stream_as_by_the_definition() {
+    for kept in FORMATS {
+        for (rows, width, out) in [(1, 64, 48), (3, 32, 17), (8, 64, 640), (9, 96, 33), (700, 32, 70)] {
+            let mut random = Random(3);
+            let (x, branch) = (random.values(rows * out, 5.0), random.values(rows * width, 2.0));
+            let (scale, weights) = (random.values(out, 2.0), random.values(out * width, 0.3));
+            fn joined<M: Tested>(m: &M, [x, branch, scale, w]: [&[f32]; 4], kept: Kept) -> Vec<f32> {
+                let (out, width) = (scale.len(), w.len() / scale.len());
+                let (weights, norm) = (matrix(m, w, &[out], kept), norm(m, scale, 1e-6));
+                one(m, out, x, |m, x| {
+                    m.join(x, m.rows_of(branch, &[width]), &weights, &norm)?;
+                    m.look(x)?.wait()
+                })
+            }
+            let given = [&x[..], &branch, &scale, &weights];
+            let difference = max_difference(&joined(&cpu(), given, kept), &joined(&plain(), given, kept));
+            // A normalized row is below sqrt(width) times the scale.
+            let bound = 2.0 * (out as f32).sqrt() * 16.0 * f32::EPSILON;
+            assert!(difference <= bound, "{kept:?}, {rows} rows: {difference:e} > {bound:e}");
         }
     }
 }

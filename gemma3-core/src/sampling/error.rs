@@ -74,7 +74,6 @@ pub enum SamplingError {
     },
 }
 
-#[cfg(feature = "cube")]
 impl SamplingError {
     /// A logit that is infinite, as the model gave it or after the options were applied.
     pub(crate) fn infinite(id: u32, processed: bool) -> Self {

@@ -4,7 +4,7 @@ use super::turns::{Piece, Turns};
 use super::{ChatError, Edition, Message};
 use crate::images::Images;
 use crate::prompt::PromptEncoder;
-use crate::tokenizer::{Bos, EncodeOptions, SpecialTokens, Tokenizer};
+use crate::tokenizer::{Bos, SpecialTokens, TokenizeOptions, Tokenizer};
 
 /// How the texts of messages (and the names of unusual roles) are encoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -182,7 +182,7 @@ fn encode(
 ) -> Result<Vec<u32>, ChatError> {
     if user_text == UserText::Verbatim {
         let text = turns.text_of_all();
-        let options = EncodeOptions { bos: Bos::None, special_tokens: SpecialTokens::Parse };
+        let options = TokenizeOptions { bos: Bos::None, special_tokens: SpecialTokens::Parse };
         return Ok(match images {
             Some(images) => tokenizer.encode_with_images(&text, options, images)?,
             None => tokenizer.encode_with(&text, options)?,

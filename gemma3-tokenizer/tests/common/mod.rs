@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use gemma3_tokenizer::{
-    Bos, ChatTemplate, EncodeOptions, NullKeys, SpecialTokens, StreamDecoder, Tokenizer, UserText,
+    Bos, ChatTemplate, NullKeys, SpecialTokens, StreamDecoder, TokenizeOptions, Tokenizer, UserText,
     conversation_from_json, special,
 };
 use serde_json::Value;
@@ -138,7 +138,7 @@ pub fn check_tokenizer_goldens(tokenizer: &Tokenizer, golden: &Value) -> (usize,
             case["decoded_skip_special"].as_str().unwrap_or(decoded),
         );
 
-        let escape = EncodeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
+        let escape = TokenizeOptions { bos: Bos::None, special_tokens: SpecialTokens::Escape };
         let escaped = tokenizer.encode_with(input, escape).expect("encoding succeeds");
         assert!(!escaped.iter().any(|&id| tokenizer.is_special(id)), "a special id out of {input:?}");
         assert_eq!(

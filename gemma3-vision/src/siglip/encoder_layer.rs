@@ -1,22 +1,24 @@
 //! One layer of the encoder: attention and feed-forward, each after a norm and added to the residual.
 
-use burn::tensor::Tensor;
+use gemma3_core::ops::MachineError;
+use gemma3_core::ops::image::{ImageMachine, LayerNorm, Numbers};
 
-use super::{Attention, LayerNorm, Mlp};
-use crate::error::VisionError;
+use super::{Attention, Mlp};
 
-#[derive(Debug, Clone)]
-pub(crate) struct EncoderLayer {
-    pub(crate) layer_norm1: LayerNorm,
-    pub(crate) self_attn: Attention,
-    pub(crate) layer_norm2: LayerNorm,
-    pub(crate) mlp: Mlp,
+#[derive(Debug)]
+pub(crate) struct EncoderLayer<M: ImageMachine> {
+    pub(crate) layer_norm1: LayerNorm<M::Vector>,
+    pub(crate) self_attn: Attention<M>,
+    pub(crate) layer_norm2: LayerNorm<M::Vector>,
+    pub(crate) mlp: Mlp<M>,
 }
 
-impl EncoderLayer {
+impl<M: ImageMachine> EncoderLayer<M> {
     /// `x` \[images * patches, hidden\] → the same shape.
-    pub(crate) fn forward(&self, x: Tensor<2>, images: usize) -> Result<Tensor<2>, VisionError> {
-        let x = x.clone() + self.self_attn.forward(self.layer_norm1.forward(x), images)?;
-        Ok(x.clone() + self.mlp.forward(self.layer_norm2.forward(x))?)
+    pub(crate) fn forward(&self, m: &M, x: &M::Features, images: usize) -> Result<M::Features, MachineError> {
+        let normed = m.layer_norm(x, &self.layer_norm1, Numbers::Operands)?;
+        let x = self.self_attn.forward_onto(m, &normed, x, images)?;
+        let normed = m.layer_norm(&x, &self.layer_norm2, Numbers::Operands)?;
+        self.mlp.forward_onto(m, &normed, &x)
     }
 }

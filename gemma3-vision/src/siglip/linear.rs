@@ -1,37 +1,30 @@
-//! A product with a bias: `x Wᵀ + b`.
+//! A product with a bias: `x Wᵀ + b`, and what follows it.
 
-use burn::tensor::Tensor;
-use gemma3_core::device::DeviceFailed;
-use gemma3_core::matrix::Matrix;
+use gemma3_core::ops::MachineError;
+use gemma3_core::ops::image::{Ending, ImageMachine, Numbers};
 
 /// Weight \[out, in\] and bias \[out\].
-#[derive(Debug, Clone)]
-pub(crate) struct Linear {
-    pub(crate) weight: Matrix,
-    pub(crate) bias: Tensor<1>,
+#[derive(Debug)]
+pub(crate) struct Linear<M: ImageMachine> {
+    pub(crate) weight: M::Matrix,
+    pub(crate) bias: M::Vector,
 }
 
-impl Linear {
-    /// \[rows, in\] → \[rows, out\].
-    pub(crate) fn forward(&self, x: Tensor<2>) -> Result<Tensor<2>, DeviceFailed> {
-        Ok(self.weight.forward(x)? + self.bias.clone().unsqueeze::<2>())
+impl<M: ImageMachine> Linear<M> {
+    /// `residual + (x Wᵀ + b)`: \[rows, in\] → \[rows, out\]. A residual of fewer rows repeats.
+    pub(crate) fn forward_onto(
+        &self,
+        m: &M,
+        x: &M::Features,
+        residual: &M::Features,
+    ) -> Result<M::Features, MachineError> {
+        let ending = Ending { bias: &self.bias, gelu: false, added: Some(residual) };
+        m.linear(x, &self.weight, Some(ending), Numbers::Floats)
     }
 
-    /// [`Linear::forward`] of several with the same input.
-    pub(crate) fn forward_each<const N: usize>(
-        linears: [&Self; N],
-        x: Tensor<2>,
-    ) -> Result<[Tensor<2>; N], DeviceFailed> {
-        let products = Matrix::forward_each(linears.map(|linear| &linear.weight), x)?;
-        let mut linears = linears.into_iter().zip(products);
-        Ok(std::array::from_fn(|_| {
-            let (linear, product) = linears.next().expect("one for each");
-            product + linear.bias.clone().unsqueeze::<2>()
-        }))
-    }
-
-    /// The product without the bias, for a caller that adds it in a fused operation.
-    pub(crate) fn product(&self, x: Tensor<2>) -> Result<Tensor<2>, DeviceFailed> {
-        self.weight.forward(x)
+    /// `gelu_tanh(x Wᵀ + b)` for the next product: \[rows, in\] → \[rows, out\].
+    pub(crate) fn forward_gelu(&self, m: &M, x: &M::Features) -> Result<M::Features, MachineError> {
+        let ending = Ending { bias: &self.bias, gelu: true, added: None };
+        m.linear(x, &self.weight, Some(ending), Numbers::Operands)
     }
 }

@@ -1,4 +1,5 @@
-//! SigLIP's image encoder, one concept a file.
+//! SigLIP's image encoder, one concept a file, over what a machine can do
+//! ([`ImageMachine`](gemma3_core::ops::image::ImageMachine)): the same text for every device.
 //!
 //! ```text
 //! pixels ─ patch and position embedding ─┬─ layer × N ────────────────────────┬─ norm
@@ -7,12 +8,11 @@
 //!                                        └─ f32 throughout ───────────────────┘
 //! ```
 //!
-//! Every patch sees every other. The norms are true layer norms, and the weights are used as they are,
+//! A branch is given the residual that its last product is added to. Every patch sees every other. The norms are true layer norms, and the weights are used as they are,
 //! without Gemma's `1 + w`.
 
 mod attention;
 mod encoder_layer;
-mod layer_norm;
 mod linear;
 mod mlp;
 mod patch_embedding;
@@ -20,7 +20,6 @@ mod tower;
 
 pub(crate) use attention::Attention;
 pub(crate) use encoder_layer::EncoderLayer;
-pub(crate) use layer_norm::LayerNorm;
 pub(crate) use linear::Linear;
 pub(crate) use mlp::Mlp;
 pub(crate) use patch_embedding::PatchEmbedding;

@@ -1,34 +1,41 @@
 //! The encoder as a whole.
 
-use burn::tensor::Tensor;
+use gemma3_core::ops::image::{ImageMachine, LayerNorm, Numbers};
 
-use super::{EncoderLayer, LayerNorm, PatchEmbedding};
+use super::{EncoderLayer, PatchEmbedding};
 use crate::error::VisionError;
-use crate::stages::{Observer, Stage, show};
+use crate::stages::{Stage, Watch};
 
-#[derive(Debug, Clone)]
-pub(crate) struct Tower {
-    pub(crate) embeddings: PatchEmbedding,
-    pub(crate) layers: Vec<EncoderLayer>,
-    pub(crate) post_layernorm: LayerNorm,
+#[derive(Debug)]
+pub(crate) struct Tower<M: ImageMachine> {
+    pub(crate) embeddings: PatchEmbedding<M>,
+    pub(crate) layers: Vec<EncoderLayer<M>>,
+    pub(crate) post_layernorm: LayerNorm<M::Vector>,
 }
 
-impl Tower {
+impl<M: ImageMachine> Tower<M> {
     /// `pixels` \[images, channels, side, side\] → \[images * patches, hidden\].
     ///
     /// # Errors
     ///
-    /// [`VisionError::Cancelled`] if the observer said to stop, and a device that fails.
-    pub(crate) fn forward(&self, pixels: Tensor<4>, observe: Observer<'_>) -> Result<Tensor<2>, VisionError> {
-        let images = pixels.dims()[0];
-        let mut x = self.embeddings.forward(pixels)?;
-        show(observe, Stage::Embeddings, &x)?;
+    /// [`VisionError::Cancelled`] if whoever watches said to stop, and a device that fails.
+    pub(crate) fn forward(
+        &self,
+        m: &M,
+        pixels: Vec<f32>,
+        images: usize,
+        watch: &mut Watch<'_>,
+    ) -> Result<M::Features, VisionError> {
+        let mut x = self.embeddings.forward(m, pixels, images)?;
+        watch.show(m, Stage::Embeddings, &x)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, images)?;
-            show(observe, Stage::Layer(index), &x)?;
+            watch.before_layer()?;
+            x = layer.forward(m, &x, images)?;
+            watch.after_layer(m);
+            watch.show(m, Stage::Layer(index), &x)?;
         }
-        let x = self.post_layernorm.forward(x);
-        show(observe, Stage::PostLayernorm, &x)?;
+        let x = m.layer_norm(&x, &self.post_layernorm, Numbers::Floats)?;
+        watch.show(m, Stage::PostLayernorm, &x)?;
         Ok(x)
     }
 }

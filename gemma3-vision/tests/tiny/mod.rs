@@ -1,12 +1,11 @@
 //! The tiny multimodal checkpoint of the goldens: its encoder, its images, its prompts.
 #![allow(dead_code)] // Each test file uses a part.
 
-use burn::tensor::{Tensor, TensorData};
 use gemma3_core::checkpoint::Checkpoint;
 use gemma3_core::ops::Precision;
 use gemma3_core::{Device, Threads};
 use gemma3_vision::preprocess::PreprocessorConfig;
-use gemma3_vision::{VisionLoadOptions, VisionModel, VisionWeights};
+use gemma3_vision::{SoftTokens, VisionLoadOptions, VisionModel, VisionWeights};
 use serde_json::Value;
 
 use super::common::{Tensors, golden, golden_json};
@@ -46,25 +45,30 @@ impl Tiny {
     }
 
     /// Pixel values of some of the golden's images, \[images, 3, side, side\].
-    pub fn pixel_values(&self, images: &[u32], device: &Device) -> Tensor<4> {
+    pub fn pixel_values(&self, images: &[u32]) -> Vec<f32> {
         let (shape, values) = self.tensors.get("pixel_values").expect("pixel values");
         let one = values.len() / shape[0];
-        let chosen: Vec<f32> =
-            images.iter().flat_map(|i| values[*i as usize * one..][..one].iter().copied()).collect();
-        Tensor::from_data(TensorData::new(chosen, [images.len(), shape[1], shape[2], shape[3]]), device)
+        images.iter().flat_map(|i| values[*i as usize * one..][..one].iter().copied()).collect()
     }
 }
 
 pub fn load(weights: &VisionWeights<'_>, device: &Device, precision: Precision) -> VisionModel {
+    load_with(weights, device, VisionLoadOptions { precision, ..VisionLoadOptions::default() })
+}
+
+pub fn load_with(
+    weights: &VisionWeights<'_>,
+    device: &Device,
+    options: VisionLoadOptions<'_>,
+) -> VisionModel {
     let preprocessor =
         PreprocessorConfig { image_size: weights.config().image_size, ..PreprocessorConfig::gemma3() };
     let threads = Threads::new(device, None).expect("threads");
-    let options = VisionLoadOptions { precision, ..VisionLoadOptions::default() };
     VisionModel::load(weights, preprocessor, device, &threads, options)
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
-pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    let data = gemma3_core::device::waiting(|| tensor.into_data());
-    data.try_into_vec::<f32>().expect("f32")
+/// The soft tokens of all images, one after the other.
+pub fn to_vec(images: &[SoftTokens]) -> Vec<f32> {
+    images.iter().flat_map(|image| image.to_vec().expect("soft tokens")).collect()
 }

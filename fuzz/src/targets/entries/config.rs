@@ -2,7 +2,7 @@
 
 use gemma3::core::checkpoint::{Checkpoint, TensorFormat, TextTensor};
 use gemma3::core::config::{GenerationConfig, ModelConfig};
-use gemma3::core::generate::GenerateOptions;
+use gemma3::core::generate::ContinueOptions;
 use gemma3::vision::weights::VisionTensor;
 use gemma3::vision::{Image, Preprocessor, PreprocessorConfig};
 
@@ -48,7 +48,7 @@ fn generation(text: &str) {
     match GenerationConfig::from_json(text) {
         Ok(config) => {
             let model = ModelConfig::from_text(gemma3::core::config::TextConfig::gemma3_270m());
-            let options = GenerateOptions::for_model(&model, &config);
+            let options = ContinueOptions::for_model(&model, &config);
             assert!(config.eos_token_ids.iter().all(|id| options.stop_token_ids.contains(id)));
             // What the sampler can't follow is an error when it is used.
             if let Err(error) = options.sampling.validate() {

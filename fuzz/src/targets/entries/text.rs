@@ -1,6 +1,6 @@
 //! What is true of every tokenizer that was built.
 
-use gemma3::tokenizer::{Bos, EncodeOptions, SpecialTokens, Tokenizer};
+use gemma3::tokenizer::{Bos, SpecialTokens, TokenizeOptions, Tokenizer};
 
 use super::super::bounds::check_error;
 
@@ -22,7 +22,7 @@ pub fn check(tokenizer: &Tokenizer) {
     for text in TEXTS {
         for special_tokens in [SpecialTokens::Parse, SpecialTokens::Escape] {
             for bos in [Bos::None, Bos::Add] {
-                let options = EncodeOptions { bos, special_tokens };
+                let options = TokenizeOptions { bos, special_tokens };
                 match tokenizer.encode_with(text, options) {
                     Ok(ids) => check_ids(tokenizer, options, &ids),
                     Err(error) => check_error(&error),
@@ -36,7 +36,7 @@ pub fn check(tokenizer: &Tokenizer) {
     check_decoding(tokenizer, &[u32::MAX]);
 }
 
-fn check_ids(tokenizer: &Tokenizer, options: EncodeOptions, ids: &[u32]) {
+fn check_ids(tokenizer: &Tokenizer, options: TokenizeOptions, ids: &[u32]) {
     for id in ids {
         assert!(tokenizer.is_known(*id), "an id without a token: {id}");
     }

@@ -3,24 +3,11 @@
 //! `tanh` is computed through one exponential, `0.5 (1 + tanh(z)) = 1 / (1 + exp(-2z))`.
 
 use pulp::{Arch, NullaryFnOnce};
-use rayon::prelude::*;
 
 use super::exp::exp;
 
-/// Elements below which one thread does it all: waking others would take longer.
-const MIN_TASK_ELEMENTS: usize = 8 * 1024;
-
-/// `out = gelu_tanh(gate) * up`, elementwise.
+/// `out = gelu_tanh(gate) * up`, elementwise, on the calling thread.
 pub(super) fn gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
-    let arch = Arch::new();
-    out.par_chunks_mut(MIN_TASK_ELEMENTS)
-        .zip(gate.par_chunks(MIN_TASK_ELEMENTS))
-        .zip(up.par_chunks(MIN_TASK_ELEMENTS))
-        .for_each(|((out, gate), up)| arch.dispatch(Piece { gate, up, out }));
-}
-
-/// As [`gelu_mul`], on the calling thread.
-pub(super) fn gelu_mul_here(gate: &[f32], up: &[f32], out: &mut [f32]) {
     Arch::new().dispatch(Piece { gate, up, out });
 }
 

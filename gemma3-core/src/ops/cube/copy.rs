@@ -1,4 +1,4 @@
-//! Copies of buffers within a device, on the stream of the computation.
+//! Copies of buffers within a device, on the stream of the computation, and what is as simple.
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -134,6 +134,30 @@ fn copy_rectangle_kernel(
     }
 }
 
+/// Adds `vector` \[4 * quads\] to each of `rows` rows of f32.
+pub(crate) fn add_to_rows(client: &Client, to: &Handle, vector: &Handle, rows: usize, quads: usize) {
+    // SAFETY: the kernel keeps quads below a row's.
+    unsafe {
+        add_to_rows_kernel::launch_unchecked(
+            client,
+            CubeCount::Static((quads as u32).div_ceil(UNITS), rows as u32, 1),
+            CubeDim::new_1d(UNITS),
+            BufferArg::from_raw_parts(to.clone(), rows * quads),
+            BufferArg::from_raw_parts(vector.clone(), quads),
+            quads as u32,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn add_to_rows_kernel(to: &mut [Vector<f32, Const<4>>], vector: &[Vector<f32, Const<4>>], quads: u32) {
+    let quad = CUBE_POS_X * UNITS + UNIT_POS_X;
+    if quad < quads {
+        let at = (CUBE_POS_Y * quads + quad) as usize;
+        to[at] += vector[quad as usize];
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,5 +194,19 @@ mod tests {
                 assert!(value.is_nan(), "{index} was written");
             }
         }
+    }
+
+    #[test]
+    fn a_vector_is_added_to_every_row() {
+        let Some(client) = client() else { return };
+        let mut random = Random::new(41);
+        let (rows, width) = (3, 1028);
+        let (from, vector) = (random.floats((rows + 1) * width), random.floats(width));
+        let to = upload(&client, &from);
+        add_to_rows(&client, &to, &upload(&client, &vector), rows, width / 4);
+        let (added, rest) = from.split_at(rows * width);
+        let mut expected: Vec<f32> = added.iter().zip(vector.iter().cycle()).map(|(x, v)| x + v).collect();
+        expected.extend(rest);
+        assert_eq!(download(&client, &to), expected);
     }
 }

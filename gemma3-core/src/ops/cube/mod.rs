@@ -11,22 +11,23 @@
 //! | `attention` | heads into queries and the KV cache; tokens over the cache; images over themselves |
 //! | `sampling` | logits into the next token |
 //! | `patches` | an image into the vectors of its patches, and these into fewer |
-//! | `stream` | the commands of a model, and how numbers come and go |
+//! | `commands` | the commands of a model, and how numbers come and go |
+//! | `machine` | [`Cube`](machine::Cube): what of these is launched, in which order, over which buffers |
 //! | `reduce` | sums over the units of a cube, with plane operations and without |
 //!
-//! The order of the launches of a pass is in [`crate::model`]'s `gpu`, for the image encoder in its crate, over
-//! [`crate::gpu`].
+//! The order of launches follows from `machine` and what runs over it: the decoder, or the image encoder.
 #![allow(unsafe_code, reason = "launches; each says why its buffers are large enough")]
 
 pub mod attention;
+pub(crate) mod commands;
 pub(crate) mod copy;
 pub mod gelu;
 pub mod gemm;
+pub(crate) mod machine;
 pub mod matvec;
 pub mod packed;
 pub mod patches;
 pub mod reduce;
 pub mod sampling;
-pub(crate) mod stream;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use crate::cache::Ring;
+
 /// Consecutive positions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Block {
@@ -50,7 +52,7 @@ pub(super) fn rows<'a, E: Copy>(
     block: &Block,
     gathered: &'a mut Vec<E>,
 ) -> &'a [E] {
-    let first = block.position * width % ring.len();
+    let first = Ring::new(ring.len() / width.max(1)).slot(block.position) * width;
     let len = block.len * width;
     if let Some(rows) = ring.get(first..first + len) {
         return rows;

@@ -3,6 +3,7 @@
 use pulp::{Arch, NullaryFnOnce};
 
 use super::element::CacheElement;
+use crate::cache::Ring;
 
 /// Stores `rows` \[rows, kv_heads * head_dim\] in `cache` \[kv_heads, slots, head_dim\] as positions from
 /// `position` on.
@@ -49,9 +50,9 @@ impl<E: CacheElement> NullaryFnOnce for Head<'_, E> {
     #[inline(always)]
     fn call(self) {
         let Self { rows, cache, width, first, head_dim, position } = self;
-        let slots = cache.len() / head_dim;
+        let ring = Ring::new(cache.len() / head_dim);
         for (row, position) in rows.chunks_exact(width).zip(position..) {
-            let slot = &mut cache[position % slots * head_dim..][..head_dim];
+            let slot = &mut cache[ring.slot(position) * head_dim..][..head_dim];
             E::round(&row[first..][..head_dim], slot);
         }
     }

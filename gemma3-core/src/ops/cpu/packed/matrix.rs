@@ -159,11 +159,6 @@ impl PackedMatrix {
         Ok(Weights::Own(Arc::new(pages)))
     }
 
-    /// The format of the weights.
-    pub fn format(&self) -> TensorFormat {
-        self.format
-    }
-
     /// Rows: the outputs of a product.
     pub fn out_features(&self) -> usize {
         self.out_features

@@ -84,7 +84,7 @@ pub fn multiply_gated(x: &Activations<'_>, gate: &PackedMatrix, up: &PackedMatri
             }
         }
         for (row, (gates, ups)) in gates.chunks_exact(columns).zip(ups.chunks_exact(columns)).enumerate() {
-            gelu_mul::gelu_mul_here(gates, ups, strip.row(row));
+            gelu_mul::gelu_mul(gates, ups, strip.row(row));
         }
     });
 }

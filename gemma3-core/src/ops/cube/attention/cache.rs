@@ -55,6 +55,13 @@ impl CacheLayout {
     }
 }
 
+/// Where a position lies: the one text of kernels that knows it, as [`Ring::slot`](crate::cache::Ring::slot) does on the
+/// host.
+#[cube]
+pub(crate) fn slot_of(position: u32, #[comptime] slots: u32) -> usize {
+    (position % slots) as usize
+}
+
 /// The first quad of a slot, in either buffer.
 #[cube]
 pub(crate) fn slot_start(

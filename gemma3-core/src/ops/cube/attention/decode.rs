@@ -13,11 +13,11 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::cache::{CacheLayout, load, slot_start};
+use super::cache::{CacheLayout, load, slot_of, slot_start};
 use super::heads::prepare_heads;
 use super::softmax::{combine_groups, gather, update, update_spread};
 use super::splits::LOWEST;
-use crate::ops::cube::matvec::Machine;
+use crate::ops::cube::matvec::Hardware;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_of_cube, unit_of_group};
 
@@ -44,7 +44,7 @@ pub struct DecodeAttention {
 
 /// What the step reads and writes; f32 where nothing else is said.
 #[derive(Debug, Clone, Copy)]
-pub struct DecodeStep<'a> {
+pub struct DecodeInputs<'a> {
     /// Queries, keys and values side by side, \[parts, sequences, (heads + 2 * kv_heads) * head_dim\].
     pub qkv: &'a Handle,
     /// Scale of the queries' norm, \[head_dim\].
@@ -74,17 +74,17 @@ const LAST_POSITION: u32 = 0x00ff_ffff;
 
 impl DecodeAttention {
     /// Attention divided for a device.
-    pub fn choose(machine: &Machine, cache: CacheLayout, heads: usize, window: Option<usize>) -> Self {
-        let groups = machine.groups(1);
+    pub fn choose(hardware: &Hardware, cache: CacheLayout, heads: usize, window: Option<usize>) -> Self {
+        let groups = hardware.groups(1);
         let seen = window.map_or(cache.slots, |window| window.min(cache.slots));
-        let keys_at_once = if machine.plane_operations { 4 } else { 2 };
+        let keys_at_once = if hardware.plane_operations { 4 } else { 2 };
         // A cube for each multiprocessor, as far as each has a turn's keys; few sequences of long contexts need
         // all of them.
-        let cubes = machine.multiprocessors() / (cache.kv_heads * cache.sequences);
+        let cubes = hardware.multiprocessors() / (cache.kv_heads * cache.sequences);
         let splits = (seen / (groups.groups * keys_at_once)).clamp(1, cubes.max(8));
         let queries = heads / cache.kv_heads;
         let head_bytes = groups.groups * cache.head_dim * size_of::<f32>();
-        let heads_at_once = if machine.shared_bytes >= 4 * queries * head_bytes { queries } else { 1 };
+        let heads_at_once = if hardware.shared_bytes >= 4 * queries * head_bytes { queries } else { 1 };
         Self { cache, heads, window, splits, keys_at_once, groups, heads_at_once, parts: 1 }
     }
 
@@ -128,7 +128,7 @@ impl DecodeAttention {
 }
 
 /// Launches the step; what it leaves in `partial` is for [`combine_splits`](super::combine_splits).
-pub fn decode_attention(client: &Client, attention: DecodeAttention, step: DecodeStep<'_>) {
+pub fn decode_attention(client: &Client, attention: DecodeAttention, inputs: DecodeInputs<'_>) {
     let CacheLayout { sequences, kv_heads, head_dim, format, .. } = attention.cache;
     let quads = head_dim / 4;
     let all_heads = attention.heads + 2 * kv_heads;
@@ -140,16 +140,16 @@ pub fn decode_attention(client: &Client, attention: DecodeAttention, step: Decod
             CubeCount::Static(attention.splits as u32, kv_heads as u32, sequences as u32),
             attention.groups.dim(),
             format.quad_words(),
-            BufferArg::from_raw_parts(step.qkv.clone(), attention.parts * sequences * all_heads * quads),
-            BufferArg::from_raw_parts(step.q_scale.clone(), quads),
-            BufferArg::from_raw_parts(step.k_scale.clone(), quads),
-            BufferArg::from_raw_parts(step.inv_freq.clone(), quads / 2),
-            BufferArg::from_raw_parts(step.positions.clone(), sequences),
-            BufferArg::from_raw_parts(step.keys.clone(), attention.cache.quads()),
-            BufferArg::from_raw_parts(step.values.clone(), attention.cache.quads()),
-            BufferArg::from_raw_parts(step.partial.clone(), attention.partial_floats() / 4),
-            step.query_factor,
-            step.eps,
+            BufferArg::from_raw_parts(inputs.qkv.clone(), attention.parts * sequences * all_heads * quads),
+            BufferArg::from_raw_parts(inputs.q_scale.clone(), quads),
+            BufferArg::from_raw_parts(inputs.k_scale.clone(), quads),
+            BufferArg::from_raw_parts(inputs.inv_freq.clone(), quads / 2),
+            BufferArg::from_raw_parts(inputs.positions.clone(), sequences),
+            BufferArg::from_raw_parts(inputs.keys.clone(), attention.cache.quads()),
+            BufferArg::from_raw_parts(inputs.values.clone(), attention.cache.quads()),
+            BufferArg::from_raw_parts(inputs.partial.clone(), attention.partial_floats() / 4),
+            inputs.query_factor,
+            inputs.eps,
             attention,
         );
     }
@@ -299,7 +299,7 @@ fn fetch_keys<N: Size>(
     let first = base + group_of_cube(groups) * comptime!(attention.keys_at_once);
     #[unroll]
     for t in 0..attention.keys_at_once {
-        let slot = min(first + t, end - 1) % comptime!(layout.slots);
+        let slot = slot_of(min(first + t, end - 1) as u32, comptime!(layout.slots as u32));
         let slot_at = slot_start(CUBE_POS_Z as usize, CUBE_POS_Y as usize, slot, layout);
         #[unroll]
         for i in 0..share {

@@ -103,7 +103,7 @@ mod tests {
     use super::super::prefill::attended;
     use super::*;
     use crate::ops::cube::gemm::write_rows;
-    use crate::ops::cube::matvec::{Input, Machine};
+    use crate::ops::cube::matvec::{Hardware, Input};
     use crate::ops::cube::testing::{values as values_of, *};
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
             let [q, k, v] = numbers.each_ref().map(|x| {
                 let to = Rows::empty(&client, format, rows, width);
                 let input = Input::Plain { x: &upload(&client, x) };
-                write_rows(&client, &Machine::of(&client), input, &to, rows, width);
+                write_rows(&client, &Hardware::of(&client), input, &to, rows, width);
                 to
             });
             let out = Rows { handle: poisoned(&client, format.bytes(rows, width) / 4), format };

@@ -5,7 +5,7 @@ use std::cmp::min;
 
 use cubecl::prelude::*;
 
-use super::cache::{load, slot_start, store};
+use super::cache::{load, slot_of, slot_start, store};
 use super::decode::DecodeAttention;
 use super::rotation::cos_sin;
 use crate::ops::cube::packed::Quad;
@@ -40,7 +40,7 @@ pub(crate) fn prepare_heads<N: Size>(
     let kv_head = CUBE_POS_Y as usize;
     let sequence = CUBE_POS_Z as usize;
     let unit = unit_of_group(groups);
-    let slot = (position % comptime!(layout.slots as u32)) as usize;
+    let slot = slot_of(position, comptime!(layout.slots as u32));
     let slot_at = slot_start(sequence, kv_head, slot, layout);
     let all_heads = comptime!(attention.heads + 2 * layout.kv_heads);
     let part_quads = comptime!(layout.sequences * all_heads * layout.head_dim / 4);

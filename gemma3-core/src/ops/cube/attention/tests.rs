@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 use super::*;
 use crate::ops::Precision;
 use crate::ops::cube::gemm::{Processor, RowFormat, Rows};
-use crate::ops::cube::matvec::Machine;
+use crate::ops::cube::matvec::Hardware;
 use crate::ops::cube::reduce::Groups;
 use crate::ops::cube::testing::*;
 
@@ -53,7 +53,7 @@ fn halves(words: &[u32]) -> impl Iterator<Item = u16> {
 }
 
 fn one_plane(client: &Client) -> Groups {
-    Machine::of(client).groups(1)
+    Hardware::of(client).groups(1)
 }
 
 /// Turns a head by the angles of a position.
@@ -114,7 +114,7 @@ fn attend(client: &Client, attention: DecodeAttention, case: &Case) -> (Vec<f32>
     let caches =
         case.cache.each_ref().map(|cache| client.create_from_slice(u32::as_bytes(&pack(cache, format))));
     let partial = poisoned(client, attention.partial_floats());
-    let step = DecodeStep {
+    let step = DecodeInputs {
         qkv: &upload(client, &case.qkv_parts),
         q_scale: &upload(client, &case.q_scale),
         k_scale: &upload(client, &case.k_scale),
@@ -218,7 +218,7 @@ fn positions_beyond_all_reason_stay_within_the_buffers() {
     let Some(client) = client() else { return };
     let cache = CacheLayout { sequences: 2, kv_heads: 1, slots: 12, head_dim: 32, format: CacheFormat::F32 };
     let groups = one_plane(&client);
-    let attention = DecodeAttention::choose(&Machine::of(&client), cache, 2, Some(8));
+    let attention = DecodeAttention::choose(&Hardware::of(&client), cache, 2, Some(8));
     let attention = DecodeAttention { splits: 3, groups, ..attention };
     let case = Case::new(&attention, [u32::MAX, 1 << 31]);
     let (out, _) = attend(&client, attention, &case);
@@ -230,7 +230,7 @@ fn attended_values_become_rows_of_products() {
     let Some(client) = client() else { return };
     let format = Processor::of(&client).row_format(Precision::Fast);
     let cache = CacheLayout { sequences: 2, kv_heads: 2, slots: 24, head_dim: 32, format: CacheFormat::F32 };
-    let attention = DecodeAttention::choose(&Machine::of(&client), cache, 4, None);
+    let attention = DecodeAttention::choose(&Hardware::of(&client), cache, 4, None);
     // One part, and several that rows of units share.
     for splits in [1, 9] {
         let attention = DecodeAttention { splits, ..attention };

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::rows::{RowFormat, Rows, normalized_by, read_row, write_row};
-use crate::ops::cube::matvec::Machine;
+use crate::ops::cube::matvec::Hardware;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_sum};
 
@@ -26,7 +26,7 @@ pub struct LayerNorm<'a> {
 /// row itself. `cols` is a multiple of 4.
 pub fn write_layer_norm(
     client: &Client,
-    machine: &Machine,
+    hardware: &Hardware,
     norm: LayerNorm<'_>,
     out: &Rows,
     rows: usize,
@@ -36,7 +36,7 @@ pub fn write_layer_norm(
     if rows == 0 {
         return;
     }
-    let groups = machine.groups(1).cube();
+    let groups = hardware.groups(1).cube();
     // SAFETY: the lengths are those of the shapes, which bound every index of the kernel.
     unsafe {
         layer_norm_kernel::launch_unchecked(
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn rows_are_normalized_around_their_mean() {
         let Some(client) = client() else { return };
-        let machine = Machine::of(&client);
+        let hardware = Hardware::of(&client);
         // The mean of numbers around 3 is rounded before it is subtracted, and the rest grows by 1.7.
         let mut formats = vec![(RowFormat::F32, 1e-6)];
         if Processor::of(&client).engine.is_some() {
@@ -126,7 +126,7 @@ mod tests {
                     bias: &upload(&client, &bias),
                     eps: 1e-6,
                 };
-                write_layer_norm(&client, &machine, norm, &out, rows, cols);
+                write_layer_norm(&client, &hardware, norm, &out, rows, cols);
                 let expected: Vec<_> =
                     to_f64(&x).chunks_exact(cols).flat_map(|row| definition(row, &scale, &bias)).collect();
                 let found = values(&client, &out, rows, cols);

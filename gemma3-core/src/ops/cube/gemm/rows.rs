@@ -9,7 +9,7 @@ use cubecl::server::Handle;
 
 use super::ptx::bf16_pair;
 use super::tile::DEPTH;
-use crate::ops::cube::matvec::{Input, Machine};
+use crate::ops::cube::matvec::{Hardware, Input};
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_sum};
 
@@ -70,20 +70,20 @@ impl Rows {
 /// Writes `input`, f32 \[rows, cols\], as `out`; `cols` is a multiple of 4.
 pub fn write_rows(
     client: &Client,
-    machine: &Machine,
+    hardware: &Hardware,
     input: Input<'_>,
     out: &Rows,
     rows: usize,
     cols: usize,
 ) {
-    write_rows_of_parts(client, machine, input, 1, out, rows, cols);
+    write_rows_of_parts(client, hardware, input, 1, out, rows, cols);
 }
 
 /// The same of an input whose `branch`, or whose `x` where there is none, lies in parts that are added up first, f32
 /// \[parts, rows, cols\], as [`linear_parts`](super::linear_parts) leaves them.
 pub fn write_rows_of_parts(
     client: &Client,
-    machine: &Machine,
+    hardware: &Hardware,
     input: Input<'_>,
     parts: usize,
     out: &Rows,
@@ -94,7 +94,7 @@ pub fn write_rows_of_parts(
         return;
     }
     let quads = cols / 4;
-    let groups = machine.groups(1).cube();
+    let groups = hardware.groups(1).cube();
     let count = CubeCount::Static(rows as u32, 1, 1);
     let words = out.format.words_of_quad();
     // SAFETY: the lengths are those that the kernels compute their indices from.

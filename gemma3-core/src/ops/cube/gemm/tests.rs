@@ -1,7 +1,7 @@
 use super::*;
 use crate::formats::TensorFormat;
 use crate::ops::Precision;
-use crate::ops::cube::matvec::{Input, Machine};
+use crate::ops::cube::matvec::{Hardware, Input};
 use crate::ops::cube::testing::*;
 
 /// Sums of f32 in four chains of a quarter of the terms each, each term off by 2^-24; of block formats with
@@ -66,7 +66,7 @@ fn random_rows(
 ) -> (Rows, Vec<f32>) {
     let x = random.floats(rows * cols);
     let out = poisoned_rows(client, format, rows, cols);
-    write_rows(client, &Machine::of(client), Input::Plain { x: &upload(client, &x) }, &out, rows, cols);
+    write_rows(client, &Hardware::of(client), Input::Plain { x: &upload(client, &x) }, &out, rows, cols);
     (out, x)
 }
 
@@ -151,7 +151,7 @@ fn gates_meet_their_up_projections() {
 #[test]
 fn rows_are_normalized_on_the_way() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     let mut formats = vec![(RowFormat::F32, 1e-6)];
     if Processor::of(&client).engine.is_some() {
         formats.push((RowFormat::Bf16, 2.0 * ROUNDED_OUTPUT));
@@ -168,7 +168,7 @@ fn rows_are_normalized_on_the_way() {
 
             let out = poisoned_rows(&client, format, rows, cols);
             let input = Input::Normed { x: &x_at, scale: &scale_at, eps: EPS };
-            write_rows(&client, &machine, input, &out, rows, cols);
+            write_rows(&client, &hardware, input, &out, rows, cols);
             let expected = sized(rms_norm(&to_f64(&x), &scale, f64::from(EPS)));
             assert_close(&values(&client, &out, rows, cols), &expected, tolerance, "normed");
 
@@ -181,7 +181,7 @@ fn rows_are_normalized_on_the_way() {
                 stream: &stream,
                 eps: EPS,
             };
-            write_rows(&client, &machine, input, &out, rows, cols);
+            write_rows(&client, &hardware, input, &out, rows, cols);
             let added = rms_norm(&to_f64(&branch), &branch_scale, f64::from(EPS));
             let h: Vec<f64> = added.iter().zip(&x).map(|(added, x)| added + f64::from(*x)).collect();
             let expected = sized(rms_norm(&h, &scale, f64::from(EPS)));
@@ -194,7 +194,7 @@ fn rows_are_normalized_on_the_way() {
 #[test]
 fn parts_of_a_product_are_added_up_by_who_reads_them() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     // Without division where there are no tensor cores: one part. With few rows and few outputs: several.
     let (rows, outputs, cols) = (5, 68, 2048);
     let mut random = Random::new(45);
@@ -209,7 +209,7 @@ fn parts_of_a_product_are_added_up_by_who_reads_them() {
         assert_eq!(linear_parts(&client, &processor, &x, &matrix, &divided, rows), parts);
         let out = poisoned(&client, rows * outputs);
         let input = Input::Plain { x: &divided };
-        write_rows_of_parts(&client, &machine, input, parts, &Rows::f32(&out), rows, outputs);
+        write_rows_of_parts(&client, &hardware, input, parts, &Rows::f32(&out), rows, outputs);
         let expected = product(&to_f64(&numbers), &weights, cols);
         let tolerance = if format == RowFormat::F32 { EXACT } else { ROUNDED };
         assert_close(&download(&client, &out), &expected, tolerance, "the sum of the parts");
@@ -219,7 +219,7 @@ fn parts_of_a_product_are_added_up_by_who_reads_them() {
 #[test]
 fn a_branch_in_parts_joins_the_stream() {
     let Some(client) = client() else { return };
-    let (machine, rows, cols, parts) = (Machine::of(&client), 3, 1220, 4);
+    let (hardware, rows, cols, parts) = (Hardware::of(&client), 3, 1220, 4);
     let mut random = Random::new(46);
     let (x, branch) = (random.floats(rows * cols), random.floats(parts * rows * cols));
     let (branch_scale, scale) = (random.floats(cols), random.floats(cols));
@@ -232,7 +232,7 @@ fn a_branch_in_parts_joins_the_stream() {
         stream: &stream,
         eps: EPS,
     };
-    write_rows_of_parts(&client, &machine, input, parts, &Rows::f32(&out), rows, cols);
+    write_rows_of_parts(&client, &hardware, input, parts, &Rows::f32(&out), rows, cols);
     let sums = |at: usize| (0..parts).map(|part| f64::from(branch[part * rows * cols + at])).sum::<f64>();
     let whole: Vec<f64> = (0..rows * cols).map(sums).collect();
     let added = rms_norm(&whole, &branch_scale, f64::from(EPS));

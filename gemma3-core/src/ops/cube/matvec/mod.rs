@@ -11,7 +11,7 @@ mod tests;
 mod tiling;
 
 pub(crate) use fast::gelu_tanh;
-pub use tiling::{Machine, Tiling};
+pub use tiling::{Hardware, Tiling};
 
 #[cfg(test)]
 use tiling::Activations;

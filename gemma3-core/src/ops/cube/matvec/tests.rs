@@ -20,17 +20,17 @@ fn widths(format: TensorFormat) -> &'static [usize] {
     }
 }
 
-fn tilings(machine: &Machine, layout: &Layout, batch: usize, outputs: usize) -> Vec<Tiling> {
+fn tilings(hardware: &Hardware, layout: &Layout, batch: usize, outputs: usize) -> Vec<Tiling> {
     let mut tilings = Vec::new();
     for stage in [false, true] {
-        tilings.push(Tiling::choose(machine, layout, batch, outputs, stage, Precision::Exact));
+        tilings.push(Tiling::choose(hardware, layout, batch, outputs, stage, Precision::Exact));
     }
-    let native_halves = machine.native_halves;
+    let native_halves = hardware.native_halves;
     for (vector_words, units, rows, passes, unroll, staged) in
         [(4, 32, 1, 1, 1, false), (4, 64, 2, 1, 2, true), (2, 8, 4, 2, 2, true), (1, 128, 2, 3, 3, false)]
     {
         if vector_words * layout.weights_per_word() >= 4 {
-            let groups = machine.groups_of(units);
+            let groups = hardware.groups_of(units);
             let rows = rows.max(outputs);
             let activations = Activations::F32;
             tilings.push(Tiling {
@@ -67,7 +67,7 @@ fn the_plain_kernel_multiplies_every_format() {
 #[test]
 fn the_fast_kernel_multiplies_every_format_in_every_tiling() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     for format in TensorFormat::ALL {
         for (cols, batch) in widths(format).iter().zip([1, 2]) {
             // Rows that no tiling divides.
@@ -79,7 +79,7 @@ fn the_fast_kernel_multiplies_every_format_in_every_tiling() {
             let x = upload(&client, &x);
             // Compiling kernels takes most of the time: all tilings for one of the widths.
             let count = if batch == 1 { 1 } else { usize::MAX };
-            for tiling in tilings(&machine, &matrix.layout, batch, 1).into_iter().take(count) {
+            for tiling in tilings(&hardware, &matrix.layout, batch, 1).into_iter().take(count) {
                 let out = poisoned(&client, batch * rows);
                 matvec(&client, Input::Plain { x: &x }, &matrix, &out, batch, tiling);
                 let what = format!("{format} {cols} {batch} {tiling:?}");
@@ -92,14 +92,14 @@ fn the_fast_kernel_multiplies_every_format_in_every_tiling() {
 #[test]
 fn a_batch_of_eight_rows_is_multiplied_at_once() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     for format in [TensorFormat::BF16, TensorFormat::Q4_0, TensorFormat::Q4_K, TensorFormat::Q6_K] {
         let cols = 256;
         let mut random = Random::new(8);
         let (matrix, weights) = random_matrix(&client, format, 21, cols, &mut random);
         let x = random.floats(MAX_BATCH * cols);
         let out = poisoned(&client, MAX_BATCH * 21);
-        let tiling = Tiling::choose(&machine, &matrix.layout, MAX_BATCH, 1, true, Precision::Exact);
+        let tiling = Tiling::choose(&hardware, &matrix.layout, MAX_BATCH, 1, true, Precision::Exact);
         matvec(&client, Input::Plain { x: &upload(&client, &x) }, &matrix, &out, MAX_BATCH, tiling);
         let expected = product(&to_f64(&x), &weights, cols);
         assert_close(&download(&client, &out), &expected, TOLERANCE, &format!("{format}"));
@@ -109,7 +109,7 @@ fn a_batch_of_eight_rows_is_multiplied_at_once() {
 #[test]
 fn a_norm_can_come_first() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     for (format, cols) in [(TensorFormat::BF16, 156), (TensorFormat::Q8_0, 160), (TensorFormat::Q4_K, 256)] {
         let rows = 23;
         let mut random = Random::new(3);
@@ -120,7 +120,7 @@ fn a_norm_can_come_first() {
             let normed = rms_norm(&to_f64(&x), &scale, f64::from(EPS));
             let expected = product(&normed, &weights, cols);
             let (x, scale) = (upload(&client, &x), upload(&client, &scale));
-            for tiling in tilings(&machine, &matrix.layout, batch, 1).iter().filter(|tiling| tiling.staged) {
+            for tiling in tilings(&hardware, &matrix.layout, batch, 1).iter().filter(|tiling| tiling.staged) {
                 let out = poisoned(&client, batch * rows);
                 let input = Input::Normed { x: &x, scale: &scale, eps: EPS };
                 matvec(&client, input, &matrix, &out, batch, *tiling);
@@ -133,7 +133,7 @@ fn a_norm_can_come_first() {
 #[test]
 fn a_residual_and_its_norms_can_come_first() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     let (rows, cols, batch) = (23, 160, 2);
     let mut random = Random::new(4);
     let (matrix, weights) = random_matrix(&client, TensorFormat::Q8_0, rows, cols, &mut random);
@@ -144,7 +144,7 @@ fn a_residual_and_its_norms_can_come_first() {
     let h: Vec<f64> = normed.iter().zip(&x).map(|(normed, x)| normed + f64::from(*x)).collect();
     let expected = product(&rms_norm(&h, &scale, f64::from(EPS)), &weights, cols);
     let h: Vec<(f64, f64)> = h.into_iter().map(|h| (h, 4.0)).collect();
-    for tiling in tilings(&machine, &matrix.layout, batch, 1).iter().filter(|tiling| tiling.staged) {
+    for tiling in tilings(&hardware, &matrix.layout, batch, 1).iter().filter(|tiling| tiling.staged) {
         let (out, stream) = (poisoned(&client, batch * rows), poisoned(&client, batch * cols));
         let input = Input::Residual {
             x: &upload(&client, &x),
@@ -167,7 +167,7 @@ fn gelu(x: f64) -> f64 {
 #[test]
 fn a_gate_meets_its_up_projection() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     for format in [TensorFormat::F32, TensorFormat::Q4_0, TensorFormat::Q6_K] {
         let (outputs, cols, batch) = (13, 256, 2);
         let mut random = Random::new(5);
@@ -183,7 +183,7 @@ fn a_gate_meets_its_up_projection() {
                 (gelu(*gate) * up, 1.13 * gate_size * up.abs() + gelu(*gate).abs() * up_size + 1e-3)
             })
             .collect();
-        for tiling in tilings(&machine, &matrix.layout, batch, 2).iter().filter(|tiling| tiling.staged) {
+        for tiling in tilings(&hardware, &matrix.layout, batch, 2).iter().filter(|tiling| tiling.staged) {
             let out = poisoned(&client, batch * outputs);
             let (x, scale) = (upload(&client, &x), upload(&client, &scale));
             let input = Input::Normed { x: &x, scale: &scale, eps: EPS };
@@ -199,19 +199,19 @@ fn a_gate_meets_its_up_projection() {
 }
 
 /// The tilings with which integers are tested.
-fn integer_tilings(machine: &Machine, layout: &Layout, outputs: usize) -> Vec<Tiling> {
+fn integer_tilings(hardware: &Hardware, layout: &Layout, outputs: usize) -> Vec<Tiling> {
     let mut tilings = Vec::new();
     for (vector_words, units, rows, passes, unroll) in [(4, 4, 1, 1, 2), (2, 64, 4, 2, 1), (1, 32, 2, 1, 3)] {
         if vector_words * layout.weights_per_word() >= 8 {
             tilings.push(Tiling {
                 vector_words,
-                groups: machine.groups_of(units),
+                groups: hardware.groups_of(units),
                 rows: rows.max(outputs),
                 passes,
                 unroll,
                 staged: true,
                 activations: Activations::Int8,
-                native_halves: machine.native_halves,
+                native_halves: hardware.native_halves,
             });
         }
     }
@@ -238,7 +238,7 @@ fn rounded_product(x: &[f64], weights: &[f32], cols: usize) -> Vec<(f64, f64)> {
 #[test]
 fn integers_are_within_the_rounding_of_the_input_in_every_format() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     for format in TensorFormat::ALL.into_iter().filter(|format| format.block_len() > 1) {
         let (rows, batch, cols) = (37, 2, widths(format)[1]);
         let mut random = Random::new(41);
@@ -246,7 +246,7 @@ fn integers_are_within_the_rounding_of_the_input_in_every_format() {
         let mut x = random.floats(batch * cols);
         x[32..64].fill(0.0); // A block without a largest number.
         let expected = rounded_product(&to_f64(&x), &weights, cols);
-        for tiling in integer_tilings(&machine, &matrix.layout, 1) {
+        for tiling in integer_tilings(&hardware, &matrix.layout, 1) {
             let out = poisoned(&client, batch * rows);
             matvec(&client, Input::Plain { x: &upload(&client, &x) }, &matrix, &out, batch, tiling);
             assert_close(&download(&client, &out), &expected, 1.0, &format!("{format} {tiling:?}"));
@@ -257,7 +257,7 @@ fn integers_are_within_the_rounding_of_the_input_in_every_format() {
 #[test]
 fn integers_of_numbers_that_are_integers_are_exact() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     for format in [TensorFormat::Q8_0, TensorFormat::Q4_0, TensorFormat::Q4_1, TensorFormat::Q6_K] {
         let (rows, cols) = (9, 256);
         let mut random = Random::new(42);
@@ -266,7 +266,7 @@ fn integers_of_numbers_that_are_integers_are_exact() {
         let integer = |i: usize| if i.is_multiple_of(32) { 127.0 } else { ((i * 37) % 255) as f32 - 127.0 };
         let x: Vec<f32> = (0..cols).map(integer).collect();
         let expected = product(&to_f64(&x), &weights, cols);
-        for tiling in integer_tilings(&machine, &matrix.layout, 1) {
+        for tiling in integer_tilings(&hardware, &matrix.layout, 1) {
             let out = poisoned(&client, rows);
             matvec(&client, Input::Plain { x: &upload(&client, &x) }, &matrix, &out, 1, tiling);
             assert_close(&download(&client, &out), &expected, TOLERANCE, &format!("{format} {tiling:?}"));
@@ -277,7 +277,7 @@ fn integers_of_numbers_that_are_integers_are_exact() {
 #[test]
 fn integers_can_come_after_a_norm_and_a_residual() {
     let Some(client) = client() else { return };
-    let machine = Machine::of(&client);
+    let hardware = Hardware::of(&client);
     let (rows, cols, batch) = (24, 1056, 1);
     let mut random = Random::new(43);
     let (matrix, weights) = random_matrix(&client, TensorFormat::Q4_0, rows, cols, &mut random);
@@ -289,7 +289,7 @@ fn integers_can_come_after_a_norm_and_a_residual() {
     let normed = rounded_product(&rms_norm(&to_f64(&x), &scale, f64::from(EPS)), &weights, cols);
     let (x, branch) = (upload(&client, &x), upload(&client, &branch));
     let (branch_scale, scale) = (upload(&client, &branch_scale), upload(&client, &scale));
-    for tiling in integer_tilings(&machine, &matrix.layout, 1) {
+    for tiling in integer_tilings(&hardware, &matrix.layout, 1) {
         let (out, stream) = (poisoned(&client, batch * rows), poisoned(&client, batch * cols));
         let input = Input::Normed { x: &x, scale: &scale, eps: EPS };
         matvec(&client, input, &matrix, &out, batch, tiling);
@@ -304,7 +304,7 @@ fn integers_can_come_after_a_norm_and_a_residual() {
 }
 
 /// An H100: 132 multiprocessors.
-const H100: Machine = Machine {
+const H100: Hardware = Hardware {
     lanes: 32,
     plane_operations: true,
     shared_bytes: 232_448,

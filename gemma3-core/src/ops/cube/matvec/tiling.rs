@@ -42,7 +42,7 @@ pub struct Tiling {
 
 /// What of a device decides over tilings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Machine {
+pub struct Hardware {
     /// Units of a plane, and whether planes have operations.
     pub lanes: usize,
     /// Whether planes have operations, and all have `lanes` units.
@@ -79,7 +79,7 @@ std::thread_local! {
     pub(crate) static PLANES: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
 }
 
-impl Machine {
+impl Hardware {
     /// Reads the properties of a client's device.
     pub fn of(client: &Client) -> Self {
         let hardware = &client.properties().hardware;
@@ -143,16 +143,16 @@ impl Tiling {
     /// the sums cheap and read the input for several rows at a time; but the device needs enough units. Where
     /// cubes stage the input, a third of what it runs is enough, since each cube more stages it once more.
     pub fn choose(
-        machine: &Machine,
+        hardware: &Hardware,
         layout: &Layout,
         batch: usize,
         outputs: usize,
         stage: bool,
         precision: Precision,
     ) -> Self {
-        let fits = |activations| Self::staged_bytes(layout, batch, activations) <= machine.shared_bytes / 2;
+        let fits = |activations| Self::staged_bytes(layout, batch, activations) <= hardware.shared_bytes / 2;
         let integers = precision == Precision::Fast
-            && machine.integer_dots
+            && hardware.integer_dots
             && layout.has_blocks()
             && fits(Activations::Int8);
         let activations = if integers { Activations::Int8 } else { Activations::F32 };
@@ -166,8 +166,8 @@ impl Tiling {
             let mut units = MIN_UNITS;
             while units <= CUBE_UNITS {
                 let score = {
-                    let rows = Self::rows_at_once(machine, layout, batch, outputs, units);
-                    Self::score(machine, layout, rows, staged, vector_words, units)
+                    let rows = Self::rows_at_once(hardware, layout, batch, outputs, units);
+                    Self::score(hardware, layout, rows, staged, vector_words, units)
                 };
                 if score > best_score {
                     (best, best_score) = (Some((vector_words, units)), score);
@@ -175,20 +175,20 @@ impl Tiling {
                 units *= 2;
             }
         }
-        let (vector_words, units) = best.unwrap_or((4, machine.lanes));
+        let (vector_words, units) = best.unwrap_or((4, hardware.lanes));
         let steps = (layout.row_words() / vector_words).div_ceil(units);
-        let rows = Self::rows_at_once(machine, layout, batch, outputs, units);
+        let rows = Self::rows_at_once(hardware, layout, batch, outputs, units);
         let mut tiling = Self {
             vector_words,
-            groups: machine.groups_of(units),
+            groups: hardware.groups_of(units),
             rows,
             passes: 1,
             unroll: Self::best_unroll(steps, rows, vector_words),
             staged,
             activations,
-            native_halves: machine.native_halves,
+            native_halves: hardware.native_halves,
         };
-        while tiling.cubes(layout) > machine.max_cubes {
+        while tiling.cubes(layout) > hardware.max_cubes {
             tiling.passes *= 2;
         }
         tiling
@@ -196,12 +196,18 @@ impl Tiling {
 
     /// Rows of the matrix that a group works on at once. Decoding blocks, and batches, take more than memory
     /// does: there rows share what they read of the input, as far as enough units are left.
-    fn rows_at_once(machine: &Machine, layout: &Layout, batch: usize, outputs: usize, units: usize) -> usize {
+    fn rows_at_once(
+        hardware: &Hardware,
+        layout: &Layout,
+        batch: usize,
+        outputs: usize,
+        units: usize,
+    ) -> usize {
         let mut rows = outputs;
         if layout.has_blocks() || batch >= MIN_NARROW_BATCH {
             while rows < 4
                 && batch * rows * 2 <= MAX_SUMS
-                && layout.rows * units / (rows * 2) >= machine.units
+                && layout.rows * units / (rows * 2) >= hardware.units
             {
                 rows *= 2;
             }
@@ -212,7 +218,7 @@ impl Tiling {
     /// How well groups of `units` units suit a product: the share of its time that a unit's loads are under
     /// way, less for what makes them slower.
     fn score(
-        machine: &Machine,
+        hardware: &Hardware,
         layout: &Layout,
         rows: usize,
         staged: bool,
@@ -224,7 +230,7 @@ impl Tiling {
         let unroll = Self::best_unroll(steps, rows, vector_words);
         let turns = Self::turns_cost(steps, unroll);
         let busy = items as f64 / units as f64 / turns as f64;
-        let available = (layout.rows * units) as f64 / machine.units as f64;
+        let available = (layout.rows * units) as f64 / hardware.units as f64;
         let wanted = if staged { available * 2.8 } else { available };
         let fill = wanted.min(1.0).powf(0.4);
         let long_rows = (16.0 / steps as f64).min(1.0).powf(0.1);

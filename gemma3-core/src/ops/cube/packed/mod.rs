@@ -22,7 +22,7 @@ use cubecl::client::Client;
 use cubecl::server::Handle;
 
 use crate::formats::TensorFormat;
-use crate::ops::cube::stream::waiting;
+use crate::ops::cube::commands::waiting;
 
 /// A matrix \[rows, cols\] on a device.
 #[derive(Debug, Clone)]

@@ -39,7 +39,7 @@ mod scan;
 mod tests;
 mod wide;
 
-pub use parameters::{Fault, Journal, PARAMETER_WORDS};
+pub use parameters::{Journal, PARAMETER_WORDS};
 pub use plan::Sampling;
 
 use cubecl::client::Client;

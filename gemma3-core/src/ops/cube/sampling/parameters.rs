@@ -1,5 +1,6 @@
 //! Options and histories as the words that the kernels read.
 
+use crate::ops::machine::Fault;
 use crate::sampling::{SamplingOptions, TokenHistory};
 
 use super::plan::Sampling;
@@ -108,44 +109,21 @@ impl Sampling {
     }
 }
 
-/// What a step found instead of a token, the same as the host's
-/// [`SamplingError`](crate::sampling::SamplingError)s.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The logit of the token is NaN; `processed`: after the options.
-    Nan {
-        /// The lowest id.
-        id: u32,
-        /// Whether the options made it so.
-        processed: bool,
-    },
-    /// The logit of the token is +infinity.
-    Infinite {
-        /// The lowest id.
-        id: u32,
-        /// Whether the options made it so.
-        processed: bool,
-    },
-    /// All logits are -infinity.
-    NothingLeft,
-}
-
 /// No fault.
 pub(crate) const SOUND: u32 = u32::MAX;
 /// Faults of the options; those of the model come first.
 pub(crate) const OF_OPTIONS: u32 = 1 << 30;
 pub(crate) const NOTHING_LEFT: u32 = 1 << 31;
 
-impl Fault {
-    pub(crate) fn of_word(word: u32) -> Option<Self> {
-        let processed = word & OF_OPTIONS != 0;
-        let id = (word & (OF_OPTIONS - 1)) >> 1;
-        match word {
-            SOUND => None,
-            word if word & NOTHING_LEFT != 0 => Some(Self::NothingLeft),
-            word if word & 1 == 0 => Some(Self::Nan { id, processed }),
-            _ => Some(Self::Infinite { id, processed }),
-        }
+/// The fault that kernels mean with a word, if any.
+pub(crate) fn fault_of_word(word: u32) -> Option<Fault> {
+    let processed = word & OF_OPTIONS != 0;
+    let id = (word & (OF_OPTIONS - 1)) >> 1;
+    match word {
+        SOUND => None,
+        word if word & NOTHING_LEFT != 0 => Some(Fault::NothingLeft),
+        word if word & 1 == 0 => Some(Fault::Nan { id, processed }),
+        _ => Some(Fault::Infinite { id, processed }),
     }
 }
 
@@ -171,7 +149,7 @@ impl Journal {
     /// Of the words of one sequence.
     pub fn of_words(words: &[u32]) -> Option<Self> {
         let [steps, fault, ring @ ..] = words else { return None };
-        Some(Self { steps: *steps, fault: Fault::of_word(*fault), ring: ring.to_vec() })
+        Some(Self { steps: *steps, fault: fault_of_word(*fault), ring: ring.to_vec() })
     }
 
     /// The token of a step that is among the last of the ring's length.

@@ -2,7 +2,7 @@
 
 use cubecl::client::Client;
 
-use crate::ops::cube::matvec::Machine;
+use crate::ops::cube::matvec::Hardware;
 use crate::ops::cube::reduce::Groups;
 
 /// Pieces of the range of logits whose tokens have any weight.
@@ -49,22 +49,21 @@ impl Sampling {
         if vocabulary == 0 || vocabulary > MAX_VOCABULARY || sequences == 0 {
             return None;
         }
-        let machine = Machine::of(client);
+        let hardware = Hardware::of(client);
         let vector = if vocabulary.is_multiple_of(4) { 4 } else { 1 };
         let least = UNITS * 4;
         let mut block = least * ((vocabulary + CUBES * least / 2) / (CUBES * least)).max(1);
         while vocabulary.div_ceil(block) > UNITS {
             block += least;
         }
-        let hardware = &client.properties().hardware;
-        let choosing =
-            if hardware.max_units_per_cube >= 1024 && machine.plane_operations { 512 } else { UNITS };
+        let most_units = client.properties().hardware.max_units_per_cube;
+        let choosing = if most_units >= 1024 && hardware.plane_operations { 512 } else { UNITS };
         let groups = |units: usize| Groups {
-            plane_units: machine.lanes,
-            lanes: machine.lanes,
-            planes: units / machine.lanes,
+            plane_units: hardware.lanes,
+            lanes: hardware.lanes,
+            planes: units / hardware.lanes,
             groups: 1,
-            plane_operations: machine.plane_operations,
+            plane_operations: hardware.plane_operations,
         };
         Some(Self {
             sequences,

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::ops::cube::testing::{Random, client, poisoned, upload};
+use crate::ops::machine::Fault;
 use crate::sampling::{RandomKey, Sampler, SamplingOptions, TokenHistory, uniform};
 
 const NONE: f32 = f32::NEG_INFINITY;

@@ -7,7 +7,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use crate::ops::cube::attention::cache::{CacheLayout, slot_start, store};
+use crate::ops::cube::attention::cache::{CacheLayout, slot_of, slot_start, store};
 use crate::ops::cube::attention::rotation::cos_sin;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_of_cube, group_sum, unit_of_group};
@@ -142,7 +142,7 @@ fn heads_kernel<N: Size>(
     } else {
         (token, positions[token])
     };
-    let slot = (position % comptime!(layout.slots as u32)) as usize;
+    let slot = slot_of(position, comptime!(layout.slots as u32));
     let start = (token * comptime!(heads + 2 * kv_heads) + head) * comptime!(2 * half);
 
     let mut first = Array::<Quad>::new(share);

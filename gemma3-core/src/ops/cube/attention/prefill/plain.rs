@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 
 use super::LOWEST;
 use super::tensor::visible_range;
-use crate::ops::cube::attention::cache::{CacheFormat, CacheLayout, load};
+use crate::ops::cube::attention::cache::{CacheFormat, CacheLayout, load, slot_of};
 use crate::ops::cube::packed::Quad;
 
 /// Units of a cube.
@@ -223,7 +223,7 @@ fn attend<N: Size>(
             products[i] = 0.0f32;
         }
         let position = min(start + staged_row as u32, end - 1);
-        let key_start = source + (position % slots) as usize * row_stride;
+        let key_start = source + slot_of(position, slots) * row_stride;
         #[unroll]
         for slice in 0..comptime!(quads.div_ceil(SLICE)) {
             let at = staged_quad + comptime!(slice * SLICE);
@@ -303,7 +303,7 @@ fn attend<N: Size>(
             let mut at = unit;
             while at < comptime!(value_rows * quads) {
                 let key = start + (part + at / quads) as u32;
-                let slot = (min(key, end - 1) % slots) as usize;
+                let slot = slot_of(min(key, end - 1), slots);
                 let value =
                     load::<N>(values[source + slot * row_stride + at % quads], comptime!(shape.keys.format));
                 stage[at] = value;

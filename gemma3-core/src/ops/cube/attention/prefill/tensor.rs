@@ -19,7 +19,7 @@ use cubecl::prelude::*;
 
 use super::registers::*;
 use super::{LOWEST, PrefillAttention};
-use crate::ops::cube::attention::cache::CacheFormat;
+use crate::ops::cube::attention::cache::{CacheFormat, slot_of};
 use crate::ops::cube::gemm::{RowFormat, bf16_pair};
 use crate::ops::cube::packed::Quad;
 
@@ -454,7 +454,7 @@ fn copy_block(from: &[Words], source: usize, start: u32, end: u32, to: u32, #[co
                 let key = at / chunks;
                 let chunk = at % chunks;
                 let position = start + key as u32;
-                let slot = (position % slots) as usize;
+                let slot = slot_of(position, slots);
                 let to = to + key as u32 * comptime!(shape.stride() as u32) + chunk as u32 * 16;
                 let from_chunk = source + slot * comptime!(shape.key_stride()) + chunk;
                 copy_words(from, from_chunk, to, select(position < end, 16u32, 0u32));

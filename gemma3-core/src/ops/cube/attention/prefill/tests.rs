@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::*;
-use crate::ops::cube::matvec::Machine;
+use crate::ops::cube::matvec::Hardware;
 use crate::ops::cube::testing::*;
 
 fn rounded(x: f32, format: CacheFormat) -> f32 {
@@ -230,7 +230,7 @@ fn visible_positions_follow_windows_and_images() {
 #[test]
 fn a_prompts_heads_are_normalized_turned_and_cached() {
     let Some(client) = client() else { return };
-    let groups = Machine::of(&client).groups(1);
+    let groups = Hardware::of(&client).groups(1);
     // 12 quads in the second case: units have no equal shares. More tokens than a cube has groups.
     for (heads, kv_heads, head_dim, formats) in
         [(4, 1, 32, vec![CacheFormat::BF16]), (2, 2, 48, vec![CacheFormat::F32, CacheFormat::F16])]

@@ -1,0 +1,170 @@
+//! Passes over consecutive tokens of sequences: prompts, batches of them, and whatever somebody looks into.
+
+use std::sync::PoisonError;
+
+use cubecl::bytes::Bytes;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::Cube;
+use super::buffers::{Buffers, Widths};
+use super::device_rows::DeviceRows;
+use super::group::Indexed;
+use super::matrix::Matrix;
+use super::sampled::fill_logits;
+use super::stream::{Chunk, Chunks, Stream, Tokens, expect};
+use super::waiter::Answer;
+use crate::ops::MachineError;
+use crate::ops::cube::copy::{Rectangle, copy_rectangle};
+use crate::ops::cube::packed::rows as look_up;
+use crate::ops::machine::{Input, Logits, Program, Wanted};
+use crate::ops::vectors::Vectors;
+
+/// The granularity of buffers' rows: passes of similar lengths share them.
+const ROWS: usize = 64;
+
+/// What a pass is made of.
+#[derive(Default)]
+struct Layout {
+    ids: Vec<u32>,
+    all: Vec<Chunk>,
+    spans: Vec<(usize, Vectors)>,
+    wanted: Vec<u32>,
+    /// Whose logits those are.
+    indices: Vec<usize>,
+}
+
+impl Cube {
+    /// Appends tokens to sequences, one chunk of each; gives the logits that are asked for, if any are.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub(super) fn compute_chunks<P: Program<Self>>(
+        &self,
+        entrants: &mut [Indexed<'_, '_>],
+        program: &mut P,
+    ) -> Result<Option<Answer>, MachineError> {
+        let Layout { ids, all, spans, wanted, indices } = self.lay_out(entrants)?;
+        let rows = ids.len();
+        let ids = self.commands.upload_words(&ids);
+        let vocab = program.shape().head.outputs();
+        let logits = {
+            let mut shared = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+            let shape = program.shape();
+            // What is too small is given back first.
+            let suits = |buffers: &Buffers| buffers.rows >= rows && buffers.widths == Widths::of(&shape);
+            let last = shared.take().filter(suits);
+            let buffers = last.unwrap_or_else(|| Buffers::new(self, &shape, rows.next_multiple_of(ROWS)));
+            drop(shape);
+            let tokens = Tokens::Chunks(Chunks { all, spans, wanted });
+            let mut stream = Stream::new(shared.insert(buffers), rows, &ids, tokens);
+            program.run(self, &mut stream)?;
+            stream.logits
+        };
+        match logits {
+            None if indices.is_empty() => Ok(None),
+            None => Err(MachineError::Bug { what: "a program ended without logits" }),
+            Some(logits) => {
+                let reading = self.commands.start_reading(&logits);
+                let fill = move |bytes: &[u8], outcomes: &mut [_]| {
+                    fill_logits(bytes, vocab, indices.into_iter().enumerate(), outcomes)
+                };
+                Ok(Some(Answer { reading, fill: Box::new(fill) }))
+            }
+        }
+    }
+
+    /// Puts the tokens of sequences one after the other.
+    fn lay_out(&self, entrants: &mut [Indexed<'_, '_>]) -> Result<Layout, MachineError> {
+        let mut pass = Layout::default();
+        for (index, entrant) in entrants {
+            let (first_row, position) = (pass.ids.len(), entrant.position);
+            let ids = match entrant.input {
+                Input::Ids(ids) => ids,
+                Input::Placed { ids, spans } => {
+                    let span_row = |start: usize| first_row.saturating_add(start);
+                    let spans = spans.iter().map(|span| (span_row(span.start), span.vectors.clone()));
+                    pass.spans.extend(spans);
+                    ids
+                }
+                Input::Chosen => {
+                    return Err(MachineError::Bug { what: "a chosen token entered a pass of others" });
+                }
+            };
+            pass.ids.extend_from_slice(ids);
+            let rows = first_row as u32..pass.ids.len() as u32;
+            let wanted = match entrant.wanted {
+                Wanted::Logits(Logits::None) => rows.end..rows.end,
+                Wanted::Logits(Logits::Last) => rows.end.saturating_sub(1).max(rows.start)..rows.end,
+                Wanted::Logits(Logits::All) => rows,
+                Wanted::Token(_) => {
+                    return Err(MachineError::Bug {
+                        what: "a token was to be chosen where only logits are made",
+                    });
+                }
+            };
+            pass.indices.extend(wanted.clone().map(|_| *index));
+            pass.wanted.extend(wanted);
+            pass.all.push(Chunk {
+                first_row,
+                rows: ids.len(),
+                queries: position..position + ids.len(),
+                images: entrant.input.images(position),
+                position: self.commands.upload_words(&[position as u32]),
+                layers: entrant.cache.own(),
+                visible: Vec::with_capacity(2),
+            });
+        }
+        expect(!pass.ids.is_empty(), "a pass of no tokens")?;
+        Ok(pass)
+    }
+
+    /// The vectors that enter the first layer.
+    pub(super) fn launch_embedding(
+        &self,
+        x: &mut Stream<'_>,
+        table: &Matrix,
+        scale: f32,
+    ) -> Result<(), MachineError> {
+        let hidden = x.buffers.widths.hidden;
+        expect(table.takes(hidden), "the embeddings are not as wide as their stream")?;
+        x.hold(Some(table), &[]);
+        look_up(self.commands.client(), table.whole()?, x.ids, x.x(), x.rows, scale);
+        if let Tokens::Chunks(chunks) = &x.tokens {
+            for (row, vectors) in &chunks.spans {
+                let fits = vectors.width() == hidden && row.saturating_add(vectors.len()) <= x.rows;
+                expect(fits, "vectors don't fit the tokens whose place they take")?;
+                self.put_vectors(vectors, *row, x.x(), hidden)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes vectors in the place of embeddings, from a row on.
+    fn put_vectors(
+        &self,
+        vectors: &Vectors,
+        row: usize,
+        stream: &Handle,
+        hidden: usize,
+    ) -> Result<(), MachineError> {
+        if vectors.is_empty() {
+            return Ok(());
+        }
+        if let Some((rows, range)) = vectors.on::<DeviceRows>()
+            && rows.is_on(&self.device)
+        {
+            let place = |buffer, row| Rectangle { buffer, width: hidden / 4, row, column: 0 };
+            let (from, to) = (place(rows.handle(), range.start), place(stream, row));
+            copy_rectangle(self.commands.client(), from, to, range.len(), hidden / 4);
+            return Ok(());
+        }
+        let bytes = f32::as_bytes(&vectors.to_vec()?).to_vec();
+        let start = (row * hidden * size_of::<f32>()) as u64;
+        let after = stream.size_in_used() - start - bytes.len() as u64;
+        let place = stream.clone().offset_start(start).offset_end(after);
+        self.commands.client().write(&place, Bytes::from_bytes_vec(bytes));
+        Ok(())
+    }
+}
