@@ -70,8 +70,14 @@ impl<M: ImageMachine> Encoder<M> {
     ) -> Result<Vec<Vectors>, VisionError> {
         let m = &self.machine;
         let features = self.tower.forward(m, pixels, images, watch)?;
-        let vectors = m.vectors(self.projector.forward(m, &features, images, watch)?)?;
-        let tokens = vectors.len() / images.max(1);
-        Ok((0..images).map(|image| vectors.rows(image * tokens..(image + 1) * tokens)).collect())
+        let soft_tokens = self.projector.forward(m, &features, images, watch)?;
+        if images == 1 {
+            return Ok(vec![m.vectors(soft_tokens)?]);
+        }
+        // Each in memory of its own: they are kept and dropped one by one. (GPUs take images one by one.)
+        let [_, width] = m.features_shape(&soft_tokens);
+        let values = m.look_at_features(&soft_tokens)?.wait()?;
+        let each = (values.len() / images.max(1)).max(1);
+        Ok(values.chunks(each).map(|own| Vectors::new(own.to_vec(), width)).collect())
     }
 }
