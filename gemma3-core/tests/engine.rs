@@ -202,6 +202,34 @@ fn sessions_that_the_caller_keeps_end_with_the_tokens_it_has_seen() {
 }
 
 #[test]
+fn one_that_is_ready_does_not_wait_for_those_who_come_later() {
+    on_every_device(|name, model| {
+        let mut engine = Engine::new(model);
+        let tokens = |count| ContinueOptions { max_new_tokens: Some(count), logprobs: Some(0), ..options(0) };
+        let long = engine.start(session(model, 2), tokens(6)).expect("a slot");
+        let mut later = engine.start(session(model, 1), tokens(1)).expect("a slot");
+        let (mut found, mut came) = (0, 1);
+        while found < 6 {
+            assert!(came < 20, "on {name}: {found} tokens while {came} others came and went");
+            assert!(engine.is_ready(), "nothing is under way between ticks where the host chooses");
+            for event in engine.tick().expect("a pass") {
+                match event {
+                    Event::Token { slot, .. } => found += usize::from(slot == long),
+                    Event::Ended { slot, .. } if slot == later => {
+                        engine.finish(slot);
+                        // There is always a prompt that waits.
+                        later = engine.start(session(model, 1), tokens(1)).expect("a slot");
+                        came += 1;
+                    }
+                    Event::Ended { .. } => {}
+                    Event::Failed { error, .. } => panic!("{error}"),
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn what_an_engine_cannot_take_is_refused() {
     let Some(folder) = golden("tiny-text") else { return };
     let (_, device) = &devices()[0];

@@ -171,6 +171,12 @@ impl<S: BorrowMut<Session>> Engine<S> {
         self.slots.values().all(Slot::has_ended)
     }
 
+    /// Whether the next [`tick`](Self::tick) finds what it needs, so that it does not wait for a device. (A CPU computes in
+    /// the tick.)
+    pub fn is_ready(&self) -> bool {
+        self.under_way.front().is_none_or(|sent| sent.receipt.is_ready())
+    }
+
     /// A sequence's session as it stands.
     pub fn session(&self, slot: SlotId) -> Option<&Session> {
         Some(self.slots.get(&slot)?.session())
@@ -242,9 +248,12 @@ impl<S: BorrowMut<Session>> Engine<S> {
 
     /// Sends a pass, if one can be sent, and waits for the oldest where enough are under way.
     fn pass(&mut self, events: &mut Vec<Event>) -> Result<(), GenerateError> {
-        let has_prompts = self.slots.values().any(|slot| slot.need() == Need::Prompt);
-        for slot in self.slots.values_mut() {
-            slot.is_stepping |= !has_prompts && slot.need() == Need::Step;
+        let first_prompt = self.slots.iter().find(|(_, slot)| slot.need() == Need::Prompt).map(|(id, _)| *id);
+        let has_prompts = first_prompt.is_some();
+        for slot in self.slots.values_mut().filter(|slot| !slot.is_stepping && slot.need() == Need::Step) {
+            // Not for those who come later, of whom there may always be one.
+            let last = *slot.waits_for.get_or_insert(SlotId(self.next));
+            slot.is_stepping = first_prompt.is_none_or(|prompt| prompt >= last);
         }
         let steps = self.slots.iter().filter(|(_, slot)| slot.is_stepping && slot.need() == Need::Step);
         let steps: Vec<SlotId> = steps.map(|(id, _)| *id).collect();

@@ -2,6 +2,7 @@
 
 use std::borrow::BorrowMut;
 
+use super::engine::SlotId;
 use super::scoring::{ScoredToken, score};
 use super::{ContinueOptions, FinishReason, GenerateError, Session};
 use crate::CancelHandle;
@@ -37,6 +38,8 @@ pub(super) struct Slot<S> {
     has_failed: bool,
     /// Whether its steps have begun.
     pub(super) is_stepping: bool,
+    /// Before its steps begin, the prompts are computed of those who were there when its own was.
+    pub(super) waits_for: Option<SlotId>,
     /// Its steps whose tokens have not come yet.
     pub(super) under_way: usize,
 }
@@ -82,6 +85,7 @@ impl<S: BorrowMut<Session>> Slot<S> {
             finish: None,
             has_failed: false,
             is_stepping: false,
+            waits_for: None,
             under_way: 0,
         };
         slot.look_for_room();

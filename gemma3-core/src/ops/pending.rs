@@ -66,15 +66,6 @@ impl<T: Send + 'static> Pending<T> {
             State::Taken => Err(TAKEN),
         }
     }
-
-    /// The same, with what comes of it changed.
-    pub fn map<U: Send + 'static>(self, change: impl FnOnce(T) -> U + Send + 'static) -> Pending<U> {
-        match self.0 {
-            State::Ready(result) => Pending(State::Ready(result.map(change))),
-            _ if self.is_ready() => Pending::ready(self.wait().map(change)),
-            _ => Pending::deferred(move || self.wait().map(change)),
-        }
-    }
 }
 
 impl<T: Send + Unpin + 'static> Future for Pending<T> {
@@ -209,14 +200,5 @@ mod tests {
         fulfil.with(Ok(3));
         assert!(flag.0.load(std::sync::atomic::Ordering::SeqCst));
         assert_eq!(Pin::new(&mut pending).poll(&mut Context::from_waker(&waker)), Poll::Ready(Ok(3)));
-    }
-
-    #[test]
-    fn what_is_changed_waits_for_the_same() {
-        let (pending, fulfil) = Pending::promised();
-        let twice = pending.map(|x: u32| 2 * x);
-        fulfil.with(Ok(4));
-        assert_eq!(twice.wait(), Ok(8));
-        assert_eq!(Pending::ready(Ok(5)).map(|x: u32| x + 1).wait(), Ok(6));
     }
 }

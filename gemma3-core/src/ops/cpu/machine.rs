@@ -225,10 +225,10 @@ impl Machine for Cpu {
         let gathered: Vec<f32>;
         let rows: &[f32] = match &wanted[..] {
             [] => return Ok(()),
-            [run] => x.x.get(of(run)).unwrap_or_default(),
+            [run] => x.x.get(of(run)).ok_or(OTHER_WIDTH)?,
             runs => {
-                gathered =
-                    runs.iter().flat_map(|run| x.x.get(of(run)).unwrap_or_default()).copied().collect();
+                let runs = runs.iter().map(|run| x.x.get(of(run)).ok_or(OTHER_WIDTH));
+                gathered = runs.collect::<Result<Vec<_>, _>>()?.concat();
                 &gathered
             }
         };
