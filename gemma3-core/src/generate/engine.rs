@@ -19,8 +19,9 @@ const TOGETHER: usize = 64;
 /// Continues any number of sessions of one model, which join and leave between two passes.
 ///
 /// A pass carries the newest token of every sequence that is being continued, and a chunk of a prompt that is not
-/// computed yet, or several short prompts. Sequences that begin wait for each other's prompts and then step together, so that the weights are
-/// read once for all of them; those that step already go on meanwhile. A sequence that ends is in no further pass.
+/// computed yet, or several short prompts. Sequences that begin wait for each other's prompts and then step together, so that
+/// the weights are read once for all of them; those that step already go on meanwhile. A sequence that ends is in no
+/// further pass, but for those that were sent before it was known.
 ///
 /// `S` is a session, or a `&mut` to one that the caller keeps.
 ///
@@ -255,29 +256,20 @@ impl<S: BorrowMut<Session>> Engine<S> {
             let last = *slot.waits_for.get_or_insert(SlotId(self.next));
             slot.is_stepping = first_prompt.is_none_or(|prompt| prompt >= last);
         }
-        let steps = self.slots.iter().filter(|(_, slot)| slot.is_stepping && slot.need() == Need::Step);
-        let steps: Vec<SlotId> = steps.map(|(id, _)| *id).collect();
         let is_ahead = !self.under_way.is_empty();
-        let may_send = match is_ahead {
-            // Nobody may join or leave before the tokens under way are known.
-            true => steps == self.members && steps.iter().all(|id| self.slots[id].may_run_ahead()),
-            false => !steps.is_empty() || has_prompts,
+        let chunks = self.chunks();
+        let has_sent = match self.steps() {
+            Some(steps) if has_prompts || !steps.is_empty() => self.send(&chunks, &steps)?,
+            _ => false,
         };
-        let mut chunks = self.chunks();
-        if may_send {
-            if !is_ahead && (steps != self.members || !self.on_device) {
-                self.on_device = self.device_chooses(&steps);
-            }
-            self.send(chunks, &steps, is_ahead)?;
-            self.members = steps;
-        } else if is_ahead {
+        if !has_sent && is_ahead {
             // Meanwhile the device has prompts to compute; of logits there are none, which would come out of turn.
-            chunks.retain(|chunk| chunk.part == Part::Prompt);
-            if !chunks.is_empty() {
-                self.send(chunks, &[], false)?;
+            let prompts: Vec<Chunk> = chunks.into_iter().filter(|chunk| chunk.part == Part::Prompt).collect();
+            if !prompts.is_empty() {
+                self.send(&prompts, &[])?;
             }
         }
-        let enough = if may_send && self.on_device { AHEAD } else { 1 };
+        let enough = if has_sent && self.on_device { AHEAD } else { 1 };
         if self.under_way.len() >= enough
             && let Some(sent) = self.under_way.pop_front()
         {
@@ -286,8 +278,34 @@ impl<S: BorrowMut<Session>> Engine<S> {
         Ok(())
     }
 
-    /// Sends chunks of prompts and the newest tokens of sequences on their way.
-    fn send(&mut self, chunks: Vec<Chunk>, steps: &[SlotId], is_ahead: bool) -> Result<(), GenerateError> {
+    /// Those who step in the next pass; `None` where what is under way has to come first.
+    fn steps(&mut self) -> Option<Vec<SlotId>> {
+        let awaits_logits = |id: &SlotId| {
+            let mut rows = self.under_way.iter().flat_map(|sent| &sent.rows);
+            rows.any(|(other, part)| other == id && *part == Part::Logits)
+        };
+        let stepping = self.slots.iter().filter(|(_, slot)| slot.is_stepping && slot.need() == Need::Step);
+        let stepping = stepping.filter(|(id, _)| !awaits_logits(id));
+        // Who may have all of its tokens already is in no further pass.
+        let steps: Vec<SlotId> =
+            stepping.filter(|(_, slot)| slot.may_run_ahead()).map(|(id, _)| *id).collect();
+        if self.under_way.is_empty() {
+            if steps != self.members {
+                self.on_device = self.device_chooses(&steps);
+            }
+            return Some(steps);
+        }
+        // A token that is not known can only go on in the step after the one that chose it.
+        let goes_on = |id: &SlotId| self.slots[id].under_way == 0 || self.members.contains(id);
+        // Who is left alone steps alone, which is quicker.
+        let is_left = steps.len() == 1 && self.members.len() > 1;
+        let may = self.on_device && !steps.is_empty() && !is_left && steps.iter().all(goes_on);
+        (may && (steps == self.members || self.device_chooses(&steps))).then_some(steps)
+    }
+
+    /// Sends chunks of prompts and the newest tokens of sequences on their way; `false`, with nothing done, where those
+    /// who join have to wait for the tokens under way.
+    fn send(&mut self, chunks: &[Chunk], steps: &[SlotId]) -> Result<bool, GenerateError> {
         let mut sessions = Vec::with_capacity(steps.len());
         let mut choices = Vec::with_capacity(steps.len());
         let mut parts = Vec::with_capacity(chunks.len() + steps.len());
@@ -298,19 +316,26 @@ impl<S: BorrowMut<Session>> Engine<S> {
                 rows.push(slot.session_mut().row(range.clone(), spans, Wanted::Logits(logits)));
                 parts.push((*id, *part));
             } else if steps.contains(id) {
+                let is_ahead = slot.under_way > 0;
                 let (session, choice) = slot.parts();
-                sessions.push((*id, session));
+                sessions.push((*id, session, is_ahead));
                 choices.push(choice.filter(|_| self.on_device));
             }
         }
-        for ((id, session), choice) in sessions.into_iter().zip(&choices) {
+        let (mut stay, mut join) = (false, false);
+        for ((id, session, is_ahead), choice) in sessions.into_iter().zip(&choices) {
             let newest = session.len() - 1..session.len();
+            stay |= is_ahead;
+            join |= !is_ahead;
             rows.push(match choice {
                 Some(choice) if is_ahead => session.row_of_chosen(Wanted::Token(choice)),
                 Some(choice) => session.row(newest, &[], Wanted::Token(choice)),
                 None => session.row(newest, &[], Wanted::Logits(Logits::Last)),
             });
             parts.push((id, if choice.is_some() { Part::Token } else { Part::Logits }));
+        }
+        if stay && join && !self.model.runner().goes_on_with(&mut rows) {
+            return Ok(false);
         }
         let receipt = self.model.send(&mut rows, &mut Trace::none())?;
         drop(rows);
@@ -325,7 +350,10 @@ impl<S: BorrowMut<Session>> Engine<S> {
             true => drop(receipt.wait()?), // It promises nothing.
             false => self.under_way.push_back(Sent { receipt, rows: parts }),
         }
-        Ok(())
+        if !steps.is_empty() {
+            self.members = steps.to_vec();
+        }
+        Ok(true)
     }
 
     /// What the next pass computes of prompts: a chunk of the first, and others as long as all are short.

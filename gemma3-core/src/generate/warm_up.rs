@@ -1,6 +1,6 @@
 //! Compiling a GPU's kernels before the first text needs them.
 
-use super::{ContinueOptions, GenerateError, Session, SessionOptions, generate_batch};
+use super::{ContinueOptions, Engine, Event, GenerateError, Session, SessionOptions};
 use crate::CancelHandle;
 use crate::model::{Logits, Model};
 
@@ -64,8 +64,7 @@ pub fn warm_up(
     if session.len() < session.capacity() {
         session.append(&[id])?;
     }
-    let options = ContinueOptions { max_new_tokens: Some(3), stop_token_ids: Vec::new(), ..options.clone() };
-    for token in session.generate(options)? {
+    for token in session.generate(brief(options, 3))? {
         token?;
     }
     model.runner().compile_copies();
@@ -73,7 +72,8 @@ pub fn warm_up(
     Ok(())
 }
 
-/// The same for [`generate_batch`] of as many sessions as there are options. What [`warm_up`] compiles, each
+/// The same for [`generate_batch`](super::generate_batch) of as many sessions as there are options, or an [`Engine`] with so
+/// many. What [`warm_up`] compiles, each
 /// session's prompt first of all, is not compiled here.
 ///
 /// # Errors
@@ -86,23 +86,44 @@ pub fn warm_up_batch(
     progress: &mut dyn FnMut(WarmUpProgress),
 ) -> Result<(), GenerateError> {
     progress(WarmUpProgress { done: 0, total: 1 });
-    let mut sessions = Vec::with_capacity(options.len());
-    for _ in options {
-        let mut session = Session::new(model, session)?;
-        session.append(&vec![some_id(model); 2.min(session.capacity())])?;
-        sessions.push(session);
-    }
+    let mut engine = Engine::new(model);
     // One after the other ends, so that, where the host chooses, steps of ever fewer sequences are made.
-    let options = options.iter().zip(2..).map(|(options, tokens)| ContinueOptions {
-        max_new_tokens: Some(tokens),
-        stop_token_ids: Vec::new(),
-        ..options.clone()
-    });
-    let options: Vec<_> = options.collect();
-    let mut sessions: Vec<_> = sessions.iter_mut().collect();
-    generate_batch(&mut sessions, &options, &CancelHandle::new())?;
+    for (options, tokens) in options.iter().zip(3..) {
+        let (session, options) = (short_session(model, session)?, brief(options, tokens));
+        engine.start(session, options)?;
+    }
+    let mut comes_later = options.first().filter(|_| options.len() > 1);
+    while !engine.is_idle() {
+        let mut has_ended = false;
+        for event in engine.tick()? {
+            match event {
+                Event::Token { .. } => {}
+                Event::Ended { slot, .. } => {
+                    drop(engine.finish(slot));
+                    has_ended = true;
+                }
+                Event::Failed { error, .. } => return Err(error),
+            }
+        }
+        // In the place of the first that ends comes another, while the rest go on.
+        if has_ended && let Some(options) = comes_later.take() {
+            engine.start(short_session(model, session)?, brief(options, 2))?;
+        }
+    }
     progress(WarmUpProgress { done: 1, total: 1 });
     Ok(())
+}
+
+/// A session with a prompt as short as one can be that is more than a step.
+fn short_session(model: &Model, options: &SessionOptions) -> Result<Session, GenerateError> {
+    let mut session = Session::new(model, options)?;
+    session.append(&vec![some_id(model); 2.min(session.capacity())])?;
+    Ok(session)
+}
+
+/// Options for a few tokens, whatever they are.
+fn brief(options: &ContinueOptions, tokens: usize) -> ContinueOptions {
+    ContinueOptions { max_new_tokens: Some(tokens), stop_token_ids: Vec::new(), ..options.clone() }
 }
 
 /// Any id will do: the numbers are not looked at.

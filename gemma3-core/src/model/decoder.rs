@@ -124,6 +124,15 @@ impl<M: Machine> Runner for Decoder<M> {
         self.machine.compile_copies();
     }
 
+    fn goes_on_with(&self, rows: &mut [Row<'_>]) -> bool {
+        let entrants = rows.iter_mut().map(|row| {
+            let position = row.position();
+            Some(Entrant { input: row.input, position, cache: row.cache.memory()?, wanted: row.wanted })
+        });
+        let entrants: Option<Vec<_>> = entrants.collect();
+        entrants.is_some_and(|mut entrants| self.machine.goes_on_with(&mut entrants, &self.shape()))
+    }
+
     fn send(&self, rows: &mut [Row<'_>], trace: &mut Trace) -> Result<Receipt, ForwardError> {
         if rows.is_empty() {
             return Err(ForwardError::EmptyInput);
@@ -134,10 +143,10 @@ impl<M: Machine> Runner for Decoder<M> {
         let trace = Tracing::new(trace, rows, &self.config)?;
         let mut entrants = Vec::with_capacity(rows.len());
         for row in rows.iter_mut() {
+            let position = row.position();
             if !matches!(row.input, Input::Chosen) {
                 row.cache.forget_ahead();
             }
-            let position = row.cache.len() + row.cache.ahead();
             let other = ForwardError::Bug { what: "a cache of this device is another machine's" };
             let cache = row.cache.memory::<M::Cache>().ok_or(other)?;
             entrants.push(Entrant { input: row.input, position, cache, wanted: row.wanted });

@@ -83,6 +83,12 @@ pub trait Machine: fmt::Debug + Send + Sync + Sized + 'static {
         1
     }
 
+    /// Whether these can have a step together although some go on with tokens that the device still holds
+    /// ([`Input::Chosen`]) and others enter it. Where not, the tokens under way have to be waited for.
+    fn goes_on_with(&self, _entrants: &mut [Entrant<'_, Self>], _shape: &ModelShape<'_, Self>) -> bool {
+        false
+    }
+
     /// Whether the device chooses tokens of so many sequences together as these options ask ([`Wanted::Token`]), from
     /// `vocab` logits each.
     fn chooses(&self, _choices: &[&Choice<'_>], _vocab: usize) -> bool {
@@ -309,8 +315,8 @@ pub enum Input<'a> {
         /// Vectors as wide as the stream.
         spans: &'a [EmbeddedSpan],
     },
-    /// The token that the last pass chose for this sequence, which may still be on the device. Where one sequence
-    /// of a pass continues so, all that want a token do, and they are those of the last pass, in its order.
+    /// The token that the last step chose for this sequence, which may still be on the device. Others may enter the step
+    /// with tokens of their own where [`Machine::goes_on_with`] says so.
     Chosen,
 }
 

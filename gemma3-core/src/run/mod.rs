@@ -33,6 +33,17 @@ pub(crate) struct Row<'a> {
     pub(crate) wanted: Wanted<'a>,
 }
 
+impl Row<'_> {
+    /// The position of the first of its tokens. A token of one's own follows what is known; one that the device holds, what
+    /// runs ahead of that.
+    pub(crate) fn position(&self) -> usize {
+        match self.input {
+            Input::Chosen => self.cache.len() + self.cache.ahead(),
+            _ => self.cache.len(),
+        }
+    }
+}
+
 /// What runs rows of any number of sequences.
 pub(crate) trait Runner: fmt::Debug + Send + Sync {
     /// For tests that look inside.
@@ -69,6 +80,9 @@ pub(crate) trait Runner: fmt::Debug + Send + Sync {
 
     /// See [`Machine::compile_copies`](crate::ops::machine::Machine::compile_copies).
     fn compile_copies(&self);
+
+    /// See [`Machine::goes_on_with`](crate::ops::machine::Machine::goes_on_with).
+    fn goes_on_with(&self, rows: &mut [Row<'_>]) -> bool;
 
     /// Enqueues one pass over the rows, without waiting for the device. The tokens of rows that want logits count as
     /// computed from here on, those of rows that want a token when it has come ([`KvCache::catch_up`]). On

@@ -11,26 +11,33 @@ const CUBES: u32 = 1024;
 
 /// Copies a whole buffer into one of the same size, a multiple of 4 bytes.
 pub(crate) fn copy(client: &Client, from: &Handle, to: &Handle) {
-    let words = (from.size_in_used().min(to.size_in_used()) / 4) as usize;
-    let cubes = (words as u32).div_ceil(UNITS).min(CUBES);
-    // SAFETY: the kernel stays below the length.
+    copy_into(client, from, to, 0);
+}
+
+/// Copies a whole buffer, a multiple of 4 bytes, to the words of another from `first` on, as far as there are so many.
+pub(crate) fn copy_into(client: &Client, from: &Handle, to: &Handle, first: usize) {
+    let all = (to.size_in_used() / 4) as usize;
+    let words = ((from.size_in_used() / 4) as usize).min(all.saturating_sub(first));
+    let cubes = (words as u32).div_ceil(UNITS).clamp(1, CUBES);
+    // SAFETY: the kernel stays below the lengths.
     unsafe {
         copy_kernel::launch_unchecked(
             client,
             CubeCount::Static(cubes, 1, 1),
             CubeDim::new_1d(UNITS),
             BufferArg::from_raw_parts(from.clone(), words),
-            BufferArg::from_raw_parts(to.clone(), words),
+            BufferArg::from_raw_parts(to.clone(), all),
+            first as u32,
             words as u32,
         );
     }
 }
 
 #[cube(launch_unchecked)]
-fn copy_kernel(from: &[u32], to: &mut [u32], words: u32) {
+fn copy_kernel(from: &[u32], to: &mut [u32], first: u32, words: u32) {
     let mut at = CUBE_POS_X * UNITS + UNIT_POS_X;
     while at < words {
-        to[at as usize] = from[at as usize];
+        to[(first + at) as usize] = from[at as usize];
         at += CUBE_COUNT_X * UNITS;
     }
 }

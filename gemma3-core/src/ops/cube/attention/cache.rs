@@ -55,6 +55,10 @@ impl CacheLayout {
     }
 }
 
+/// The position of a sequence that takes no step although its place among those that do is still computed: nothing is
+/// written for it.
+pub(crate) const NOBODY: u32 = u32::MAX;
+
 /// Where a position lies: the one text of kernels that knows it, as [`Ring::slot`](crate::cache::Ring::slot) does on the
 /// host.
 #[cube]

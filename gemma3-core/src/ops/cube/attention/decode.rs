@@ -13,7 +13,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::cache::{CacheLayout, load, slot_of, slot_start};
+use super::cache::{CacheLayout, NOBODY, load, slot_of, slot_start};
 use super::heads::prepare_heads;
 use super::softmax::{combine_groups, gather, update, update_spread};
 use super::splits::LOWEST;
@@ -54,7 +54,7 @@ pub struct DecodeInputs<'a> {
     /// Radians per position, \[head_dim / 2\].
     pub inv_freq: &'a Handle,
     /// Position of each sequence's token, u32 \[sequences\]: read on the device, so that a recorded step can
-    /// be replayed. Below 131,072.
+    /// be replayed. Below 131,072, or [`NOBODY`].
     pub positions: &'a Handle,
     /// Keys; see [`CacheLayout`]. The token's own is written here.
     pub keys: &'a Handle,
@@ -182,7 +182,9 @@ fn split_kernel<N: Size>(
     let group = group_of_cube(groups);
 
     // The keys of this split: part `split` of those that the token sees.
-    let position = min(positions[sequence], LAST_POSITION);
+    let asked = positions[sequence];
+    let is_somebody = asked != NOBODY;
+    let position = select(is_somebody, min(asked, LAST_POSITION), 0u32);
     let newest = position as usize;
     let end_of_all = newest + 1;
     let window = comptime!(match attention.window {
@@ -198,7 +200,7 @@ fn split_kernel<N: Size>(
     let mut value_words = Array::<Vector<u32, N>>::new(comptime!(at_once * share));
     fetch_keys::<N>(&*keys, &*values, start, end, &mut key_words, &mut value_words, attention);
     let mut heads = Shared::<[Quad]>::new_slice(comptime!(attention.shared_heads() * quads));
-    let owner = start <= newest && newest < end;
+    let owner = is_somebody && start <= newest && newest < end;
     prepare_heads::<N>(
         qkv,
         q_scale,

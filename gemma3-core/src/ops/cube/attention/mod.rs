@@ -22,6 +22,7 @@ mod splits;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use cache::NOBODY;
 pub use cache::{CacheFormat, CacheLayout};
 pub use decode::{DecodeAttention, DecodeInputs, decode_attention};
 pub use full::{FullAttention, FullBuffers, full_attention};

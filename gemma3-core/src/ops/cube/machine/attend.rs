@@ -42,6 +42,16 @@ impl Cube {
                 let step = *step;
                 self.attend_step(x, step, heads, parts)?
             }
+            Tokens::Both(step, Chunks { all, .. }) => {
+                let (step, mut chunks) = (*step, std::mem::take(all));
+                let floats = Operands::f32(&x.buffers.attended);
+                let stepped = self.attend_step_into(x, step, heads, parts, &floats);
+                let form = stepped.and_then(|()| self.attend_apart(x, &mut chunks, heads));
+                if let Tokens::Both(_, Chunks { all, .. }) = &mut x.tokens {
+                    *all = chunks;
+                }
+                form?
+            }
             Tokens::Chunks(Chunks { all, .. }) => {
                 // They are put back below, whatever happens.
                 let mut chunks = std::mem::take(all);
@@ -71,7 +81,7 @@ impl Cube {
         DecodeAttention::choose(&self.hardware, cache.layout, heads.heads, heads.window)
     }
 
-    /// One token of each sequence over its cache; queries, keys and values lie in `parts`.
+    /// One token of each sequence, which are all rows of the pass, over its cache; queries, keys and values lie in `parts`.
     fn attend_step(
         &self,
         x: &Stream<'_>,
@@ -79,14 +89,38 @@ impl Cube {
         heads: &Heads<Vector>,
         parts: usize,
     ) -> Result<Form, MachineError> {
-        let (client, buffers) = (self.commands.client(), x.buffers);
-        let cache = layer(step.layers, heads)?;
-        expect(cache.layout.sequences == x.rows, "a step is of other sequences than its caches")?;
+        let sequences = layer(step.layers, heads)?.layout.sequences;
+        expect(sequences == x.rows, "a step is of other sequences than its caches")?;
+        // As the output product reads it.
+        let is_written = |format: RowFormat| format == RowFormat::Bf16 && format.is_full(heads.query_width());
+        match self.many(x) {
+            Some(inputs) if is_written(inputs.attended.format) => {
+                self.attend_step_into(x, step, heads, parts, &inputs.attended)?;
+                Ok(Form::Written)
+            }
+            _ => {
+                self.attend_step_into(x, step, heads, parts, &Operands::f32(&x.buffers.attended))?;
+                Ok(Form::Floats)
+            }
+        }
+    }
+
+    /// One token of each sequence, which are the first rows of the pass.
+    fn attend_step_into(
+        &self,
+        x: &Stream<'_>,
+        step: StepTokens<'_>,
+        heads: &Heads<Vector>,
+        parts: usize,
+        out: &Operands,
+    ) -> Result<(), MachineError> {
+        let (client, cache) = (self.commands.client(), layer(step.layers, heads)?);
+        expect(cache.layout.sequences <= x.rows, "a step is of more sequences than its pass has rows")?;
         let attention = DecodeAttention { parts, ..self.decode_attention(heads, cache) };
         let room = attention.partial_floats() * size_of::<f32>();
         expect(step.partial.size_in_used() as usize >= room, "a step's attention became larger")?;
         let inputs = DecodeInputs {
-            qkv: &buffers.qkv,
+            qkv: &x.buffers.qkv,
             q_scale: &heads.q_norm.scale.handle,
             k_scale: &heads.k_norm.scale.handle,
             inv_freq: &heads.inv_freq.handle,
@@ -98,18 +132,8 @@ impl Cube {
             eps: heads.q_norm.eps,
         };
         decode_attention(client, attention, inputs);
-        // As the output product reads it.
-        let is_written = |format: RowFormat| format == RowFormat::Bf16 && format.is_full(heads.query_width());
-        match self.many(x) {
-            Some(inputs) if is_written(inputs.attended.format) => {
-                combine_splits(client, attention, step.partial, &inputs.attended);
-                Ok(Form::Written)
-            }
-            _ => {
-                combine_splits(client, attention, step.partial, &Operands::f32(&buffers.attended));
-                Ok(Form::Floats)
-            }
-        }
+        combine_splits(client, attention, step.partial, out);
+        Ok(())
     }
 
     /// Consecutive tokens of one sequence, which are all rows of the pass.

@@ -96,6 +96,22 @@ impl Cache {
         place.layers.clone()
     }
 
+    /// Where the sequence's next tokens are written: its slot among others', where it has one that can be seen as a buffer,
+    /// or its [`own`](Self::own) buffers.
+    pub(super) fn newest(&mut self) -> Layers {
+        {
+            let mut place = self.member.lock();
+            let alignment = self.member.commands.client().properties().memory.alignment;
+            if let Some(home) = &mut place.home
+                && home.group.iter().all(|layer| layer.can_be_divided(alignment))
+            {
+                home.newer = true;
+                return Arc::new(home.group.iter().map(|layer| layer.slot(home.slot)).collect());
+            }
+        }
+        self.own()
+    }
+
     pub(super) fn member(&self) -> &Arc<Member> {
         &self.member
     }
@@ -125,6 +141,16 @@ impl Member {
             own.exchange(all, slot, self.commands.client(), |own, all| [own, all]);
         }
         place.home = Some(Home { group: group.clone(), slot, newer: false });
+    }
+
+    /// Whether it lives in a slot.
+    pub(super) fn has_home(&self) -> bool {
+        self.lock().home.is_some()
+    }
+
+    /// Gives a sequence that has nothing yet a slot, where it lives from then on.
+    pub(super) fn settle(&self, group: &Layers, slot: usize) {
+        self.lock().home = Some(Home { group: group.clone(), slot, newer: false });
     }
 
     /// Notes that a step has written to the slot.
@@ -165,6 +191,22 @@ impl Whereabouts {
 impl LayerBuffers {
     pub(super) fn empty(client: &Client, layout: CacheLayout) -> Self {
         Self { keys: client.empty(layout.bytes()), values: client.empty(layout.bytes()), layout }
+    }
+
+    /// Whether the part of one sequence can be taken for a buffer.
+    pub(super) fn can_be_divided(&self, alignment: u64) -> bool {
+        (self.layout.bytes() / self.layout.sequences.max(1)) as u64 % alignment.max(1) == 0
+    }
+
+    /// The part of one sequence.
+    fn slot(&self, slot: usize) -> Self {
+        let layout = CacheLayout { sequences: 1, ..self.layout };
+        let bytes = layout.bytes() as u64;
+        let part = |all: &Handle| {
+            let after = all.size_in_used() - (slot as u64 + 1) * bytes;
+            all.clone().offset_start(slot as u64 * bytes).offset_end(after)
+        };
+        Self { keys: part(&self.keys), values: part(&self.values), layout }
     }
 
     /// Copies keys and values between one sequence's buffers and its slot of those of several, in the direction that

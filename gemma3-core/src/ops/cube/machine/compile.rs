@@ -12,7 +12,7 @@ use crate::ops::machine::ModelShape;
 
 /// Lengths up to which each that has kernels of its own is worth compiling beforehand: turns of a chat, and what is
 /// left of prompts.
-const SHORT: usize = 64;
+pub(super) const SHORT: usize = 64;
 
 impl Cube {
     /// Lengths of passes of one sequence, the longest first, that between them launch every kernel that passes of up

@@ -2,8 +2,8 @@
 //!
 //! A sequence lives in a slot of a group's buffers as long as it steps with others: its own buffers are then older. Whoever
 //! needs it alone has it copied back first ([`Member::leave`]). A step is recorded over all slots of a group, so who
-//! comes into a free one, and who leaves, changes nothing but the contents of buffers; slots of nobody step on at the
-//! beginning of what was there, and what comes of it is not read.
+//! comes into a free one, and who leaves, changes nothing but the contents of buffers; slots of nobody are computed, but
+//! nothing is written for them. So who begins may have a slot before its first step, and its prompt is computed there.
 
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
@@ -14,7 +14,7 @@ use super::step::Step;
 use super::waiter::Answer;
 use crate::ops::MachineError;
 use crate::ops::cube::attention::CacheLayout;
-use crate::ops::machine::{Entrant, Input, ModelShape, Program, Wanted};
+use crate::ops::machine::{Choice, Entrant, Input, ModelShape, Program, Wanted};
 
 /// Slots of several sequences, and the step over them.
 #[derive(Debug)]
@@ -61,6 +61,28 @@ impl Group {
             && members.iter().all(|own| fits(&windowed, own, &layouts))
     }
 
+    /// Whether those of `entrants` whose tokens are [`Input::Chosen`] go on in this group, and the others, who choose so,
+    /// can come to them.
+    fn goes_on(
+        &self,
+        cube: &Cube,
+        layers: &Layers,
+        shape: &ModelShape<'_, Cube>,
+        entrants: &[Indexed<'_, '_>],
+        choices: &[&Choice<'_>],
+    ) -> bool {
+        let seat = |(_, entrant): &Indexed<'_, '_>| {
+            let slot = entrant.cache.member().slot_in(layers)?;
+            Some(Seat { slot, position: entrant.position })
+        };
+        let staying = entrants.iter().filter(|(_, entrant)| matches!(entrant.input, Input::Chosen));
+        let staying: Option<Vec<Seat>> = staying.map(seat).collect();
+        let layouts: Vec<_> = entrants.iter().map(|(_, entrant)| entrant.cache.member().layouts()).collect();
+        staying.is_some_and(|staying| self.step.continues(&staying))
+            && self.step.admits(cube.commands.client(), choices)
+            && self.has_room(layers, shape, &layouts)
+    }
+
     /// Gives each a slot, those that they have and free ones first, and sends everybody else home.
     fn seat(&mut self, layers: &Layers, members: &[Arc<Member>]) -> Result<Vec<usize>, MachineError> {
         let mut taken = vec![false; self.slots.len()];
@@ -79,59 +101,103 @@ impl Group {
             self.slots[slot] = Arc::downgrade(member);
             *seat = Some(slot);
         }
-        // An idle slot is written to.
-        others.into_iter().filter_map(|slot| self.resident(layers, slot)).for_each(|other| other.leave());
         Ok(seats.into_iter().flatten().collect())
     }
 }
 
 impl Cube {
-    /// Steps several sequences together, all of which want tokens, or all logits. `None`, with nothing done, if their
-    /// caches can't lie side by side.
+    /// Steps several sequences together, all of which want tokens, or all logits; those who go on with a token that the
+    /// last step chose, and those who enter. `chunks` join them where all can be one pass, and are then gone. `None`, with
+    /// nothing done, if the caches can't lie side by side.
     ///
     /// # Errors
     ///
-    /// When the device fails.
+    /// When the device fails, and where tokens are to go on that no step has chosen.
     pub(super) fn step_together<P: Program<Self>>(
         &self,
         entrants: &mut [Indexed<'_, '_>],
+        chunks: &mut Vec<Indexed<'_, '_>>,
         program: &mut P,
     ) -> Result<Option<Answer>, MachineError> {
         let members: Vec<Arc<Member>> = entrants.iter().map(|(_, e)| e.cache.member().clone()).collect();
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        let goes_on = entrants.iter().any(|(_, entrant)| matches!(entrant.input, Input::Chosen));
-        let found = if goes_on {
-            let home = |group: &mut Group| {
-                let layers = group.layers.upgrade()?;
-                members[0].slot_in(&layers).map(|_| layers)
-            };
-            groups.iter_mut().find_map(|group| home(group).map(|layers| (group, layers)))
-        } else {
-            self.group_for(&mut groups, &program.shape(), &members)
+        let stays = |(_, entrant): &Indexed<'_, '_>| matches!(entrant.input, Input::Chosen);
+        let found = match entrants.iter().position(stays) {
+            Some(first) => home_of(&mut groups, &members[first]),
+            None => self.group_for(&mut groups, &program.shape(), &members),
         };
         let Some((group, layers)) = found else { return Ok(None) };
-        let slots = if goes_on {
-            let slots = members.iter().map(|member| member.slot_in(&layers));
-            let slots: Vec<usize> = slots.collect::<Option<_>>().ok_or(NOT_CHOSEN)?;
-            let seats = slots.iter().zip(entrants.iter());
-            let seats = seats.map(|(slot, (_, entrant))| Seat { slot: *slot, position: entrant.position });
-            let is_chosen = |(_, entrant): &Indexed<'_, '_>| matches!(entrant.input, Input::Chosen);
-            let goes_on = entrants.iter().all(is_chosen) && group.step.continues(&seats.collect::<Vec<_>>());
-            if !goes_on || !group.step.is_of(&program.shape()) {
-                return Err(NOT_CHOSEN);
+        let choices = entrants.iter().filter(|entrant| !stays(entrant)).filter_map(|(_, e)| match e.wanted {
+            Wanted::Token(choice) => Some(choice),
+            Wanted::Logits(_) => None,
+        });
+        if entrants.iter().any(stays)
+            && !group.goes_on(self, &layers, &program.shape(), entrants, &choices.collect::<Vec<_>>())
+        {
+            return Err(NOT_CHOSEN);
+        }
+        let slots = group.seat(&layers, &members)?;
+        let (mut entering, mut staying) = (Vec::new(), Vec::new());
+        for (slot, (_, entrant)) in slots.iter().zip(entrants.iter()) {
+            match entrant.input {
+                Input::Chosen => staying.push(Seat { slot: *slot, position: entrant.position }),
+                input => entering.push(entering_of(&input, entrant.position, &entrant.wanted, *slot)?),
             }
-            slots
-        } else {
-            let slots = group.seat(&layers, &members)?;
-            let seated = slots.iter().zip(entrants.iter());
-            let entering = seated.map(|(slot, (_, e))| entering(&e.input, e.position, &e.wanted, *slot));
-            group.step.begin(self, &entering.collect::<Result<Vec<_>, _>>()?)?;
-            slots
-        };
-        group.step.run(self, program, &layers)?;
+        }
+        group.step.begin(self, &entering, &staying)?;
         members.iter().for_each(|member| member.has_stepped());
+        self.seat_newcomers(group, &layers, &program.shape(), chunks);
+        if self.is_one_pass(&group.step, &layers, chunks) {
+            self.step_with_chunks(&group.step, &layers, &mut std::mem::take(chunks), program)?;
+        } else {
+            group.step.run(self, program, &layers)?;
+        }
         let indices = entrants.iter().map(|(index, _)| *index).collect();
         Ok(Some(group.step.answer(self, slots, indices)))
+    }
+
+    /// Whether some of these, who enter a step, can do so while the others go on with tokens that the device holds.
+    pub(super) fn may_go_on(&self, entrants: &[Indexed<'_, '_>], shape: &ModelShape<'_, Self>) -> bool {
+        let stays = |(_, entrant): &Indexed<'_, '_>| matches!(entrant.input, Input::Chosen);
+        let Some((_, first)) = entrants.iter().find(|entrant| stays(entrant)) else { return true };
+        let mut choices = Vec::with_capacity(entrants.len());
+        for (_, entrant) in entrants.iter().filter(|entrant| !stays(entrant)) {
+            match entrant.wanted {
+                Wanted::Token(choice) => choices.push(choice),
+                Wanted::Logits(_) => return false,
+            }
+        }
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        home_of(&mut groups, first.cache.member())
+            .is_some_and(|(group, layers)| group.goes_on(self, &layers, shape, entrants, &choices))
+    }
+
+    /// Gives those who begin a slot that nobody has, so that nothing has to be copied there when they step.
+    fn seat_newcomers(
+        &self,
+        group: &mut Group,
+        layers: &Layers,
+        shape: &ModelShape<'_, Self>,
+        chunks: &[Indexed<'_, '_>],
+    ) {
+        let alignment = self.commands.client().properties().memory.alignment;
+        if !group.step.is_going() || !layers.iter().all(|layer| layer.can_be_divided(alignment)) {
+            return;
+        }
+        for (_, entrant) in chunks.iter().filter(|(_, entrant)| entrant.position == 0) {
+            let member = entrant.cache.member();
+            let is_alike =
+                member.layouts().iter().zip(layers.iter()).all(|(own, all)| own.slots == all.layout.slots);
+            let free = (0..group.slots.len())
+                .find(|slot| group.resident(layers, *slot).is_none_or(|other| Arc::ptr_eq(&other, member)));
+            if let Some(slot) = free
+                && is_alike
+                && group.has_room(layers, shape, &[member.layouts()])
+            {
+                member.settle(layers, slot);
+                group.slots[slot] = Arc::downgrade(member);
+            }
+        }
     }
 
     /// The group that most of these live in, and its buffers, if it has room for all; else a new one.
@@ -190,15 +256,26 @@ impl Cube {
             }
         } else {
             let (input, position, wanted) = (entrant.input, entrant.position, entrant.wanted);
-            step.begin(self, &[entering(&input, position, &wanted, 0)?])?;
+            step.begin(self, &[entering_of(&input, position, &wanted, 0)?], &[])?;
         }
         step.run(self, program, &layers)?;
         Ok(step.answer(self, vec![0], vec![*index]))
     }
 }
 
+/// The group that a sequence lives in, and its buffers.
+fn home_of<'g>(
+    groups: &'g mut MutexGuard<'_, Vec<Group>>,
+    member: &Member,
+) -> Option<(&'g mut Group, Layers)> {
+    groups.iter_mut().find_map(|group| {
+        let layers = group.layers.upgrade()?;
+        member.slot_in(&layers).is_some().then_some((group, layers))
+    })
+}
+
 /// A token that enters a step.
-fn entering<'a>(
+fn entering_of<'a>(
     input: &Input<'_>,
     position: usize,
     wanted: &'a Wanted<'_>,

@@ -220,6 +220,11 @@ impl Machine for Cube {
         outcome.map(|()| pending)
     }
 
+    fn goes_on_with(&self, entrants: &mut [Entrant<'_, Self>], shape: &ModelShape<'_, Self>) -> bool {
+        let steps = entrants.iter_mut().enumerate().filter(|(_, entrant)| is_step(entrant));
+        self.may_go_on(&steps.collect::<Vec<_>>(), shape)
+    }
+
     fn embed(&self, x: &mut Stream<'_>, table: &Matrix, scale: f32) -> Result<(), MachineError> {
         self.launch_embedding(x, table, scale)
     }
@@ -288,10 +293,13 @@ impl Cube {
         program: &mut P,
         answers: &mut Vec<waiter::Answer>,
     ) -> Result<(), MachineError> {
-        let together = match &mut choosing[..] {
-            [] | [_] => None,
-            several => self.step_together(several, program)?,
+        let is_alone = match &choosing[..] {
+            [] => true,
+            // What it goes on with may lie where it has stepped with others.
+            [(_, one)] => !(matches!(one.input, Input::Chosen) && one.cache.member().has_home()),
+            _ => false,
         };
+        let together = if is_alone { None } else { self.step_together(&mut choosing, chunks, program)? };
         match together {
             Some(answer) => answers.push(answer),
             // One alone, or several that can't lie side by side.
@@ -304,7 +312,7 @@ impl Cube {
         match &mut scoring[..] {
             [] => {}
             [one] => answers.push(self.step_alone(one, program)?),
-            several => match self.step_together(several, program)? {
+            several => match self.step_together(several, &mut Vec::new(), program)? {
                 Some(answer) => answers.push(answer),
                 None => chunks.extend(scoring),
             },

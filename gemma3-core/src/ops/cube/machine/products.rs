@@ -132,12 +132,13 @@ impl Cube {
         x.hold(Some(head), &[&norm.scale]);
         let head = head.whole()?;
         match &x.tokens {
-            Tokens::Step(step) => {
-                let fits = x.rows * head.layout.rows * size_of::<f32>();
+            Tokens::Step(step) | Tokens::Both(step, _) => {
+                let rows = step.layers.first().map_or(0, |layer| layer.layout.sequences);
+                let fits = rows * head.layout.rows * size_of::<f32>();
                 expect(step.logits.size_in_used() as usize >= fits, "a step's head became larger")?;
                 let inputs = x.buffers.inputs.as_ref().map(|inputs| (&inputs.normed, inputs.parts.as_ref()));
                 let (input, normed) = (x.input(norm)?, &x.buffers.normed);
-                self.launch_head(input, x.branch_parts(), head, step.logits, x.rows, normed, inputs);
+                self.launch_head(input, x.branch_parts(), head, step.logits, rows, normed, inputs);
                 x.logits = Some(step.logits.clone());
             }
             Tokens::Chunks(chunks) if chunks.wanted.is_empty() => {}

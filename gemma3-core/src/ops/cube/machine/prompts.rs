@@ -8,14 +8,17 @@ use cubecl::server::Handle;
 
 use super::Cube;
 use super::buffers::{Buffers, Widths};
+use super::cache::Layers;
+use super::compile::SHORT;
 use super::device_rows::DeviceRows;
 use super::group::Indexed;
 use super::matrix::Matrix;
 use super::sampled::fill_logits;
-use super::stream::{Chunk, Chunks, Stream, Tokens, expect};
+use super::step::{Step, StepBuffers};
+use super::stream::{Chunk, Chunks, StepTokens, Stream, Tokens, expect};
 use super::waiter::Answer;
 use crate::ops::MachineError;
-use crate::ops::cube::copy::{Rectangle, copy_rectangle};
+use crate::ops::cube::copy::{Rectangle, copy_into, copy_rectangle};
 use crate::ops::cube::packed::rows as look_up;
 use crate::ops::machine::{Input, Logits, Program, Wanted};
 use crate::ops::vectors::Vectors;
@@ -45,24 +48,12 @@ impl Cube {
         entrants: &mut [Indexed<'_, '_>],
         program: &mut P,
     ) -> Result<Option<Answer>, MachineError> {
-        let Layout { ids, all, spans, wanted, indices } = self.lay_out(entrants)?;
+        let Layout { ids, all, spans, wanted, indices } = self.lay_out(entrants, 0)?;
         let rows = ids.len();
         let ids = self.commands.upload_words(&ids);
         let vocab = program.shape().head.outputs();
-        let logits = {
-            let mut shared = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-            let shape = program.shape();
-            // What is too small is given back first.
-            let suits = |buffers: &Buffers| buffers.rows >= rows && buffers.widths == Widths::of(&shape);
-            let last = shared.take().filter(suits);
-            let buffers = last.unwrap_or_else(|| Buffers::new(self, &shape, rows.next_multiple_of(ROWS)));
-            drop(shape);
-            let tokens = Tokens::Chunks(Chunks { all, spans, wanted });
-            let mut stream = Stream::new(shared.insert(buffers), rows, &ids, tokens);
-            program.run(self, &mut stream)?;
-            stream.logits
-        };
-        match logits {
+        let tokens = Tokens::Chunks(Chunks { all, spans, wanted });
+        match self.pass(rows, &ids, tokens, program)? {
             None if indices.is_empty() => Ok(None),
             None => Err(MachineError::Bug { what: "a program ended without logits" }),
             Some(logits) => {
@@ -75,11 +66,71 @@ impl Cube {
         }
     }
 
-    /// Puts the tokens of sequences one after the other.
-    fn lay_out(&self, entrants: &mut [Indexed<'_, '_>]) -> Result<Layout, MachineError> {
+    /// Whether a step and chunks can be one pass, which reads the weights once: one of few rows, so that it takes kernels
+    /// that are compiled already.
+    pub(super) fn is_one_pass(&self, step: &Step, layers: &Layers, chunks: &[Indexed<'_, '_>]) -> bool {
+        let rows: usize = chunks.iter().map(|(_, entrant)| entrant.input.len()).sum();
+        let no_logits =
+            |(_, entrant): &Indexed<'_, '_>| matches!(entrant.wanted, Wanted::Logits(Logits::None));
+        rows > 0
+            && step.buffers.sequences + rows <= SHORT
+            && chunks.iter().all(no_logits)
+            && step.of_last(layers).is_some()
+    }
+
+    /// Appends tokens to sequences, one chunk of each, in the pass of a step that chooses tokens and has run before.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub(super) fn step_with_chunks<P: Program<Self>>(
+        &self,
+        step: &Step,
+        layers: &Layers,
+        entrants: &mut [Indexed<'_, '_>],
+        program: &mut P,
+    ) -> Result<(), MachineError> {
+        let client = self.commands.client();
+        let new = MachineError::Bug { what: "a step that has not run was to have a pass with others" };
+        let (partial, sampling) = step.of_last(layers).ok_or(new)?;
+        let StepBuffers { tokens, positions, logits, sequences, .. } = &step.buffers;
+        let Layout { ids, all, spans, wanted, .. } = self.lay_out(entrants, *sequences)?;
+        let rows = sequences + ids.len();
+        let all_ids = client.empty(rows * size_of::<u32>());
+        copy_into(client, tokens, &all_ids, 0);
+        copy_into(client, &self.commands.upload_words(&ids), &all_ids, *sequences);
+        let of_step = StepTokens { positions, layers, partial, logits };
+        let tokens = Tokens::Both(of_step, Chunks { all, spans, wanted });
+        self.pass(rows, &all_ids, tokens, program)?;
+        sampling.launch(client, &step.buffers);
+        Ok(())
+    }
+
+    /// Runs a program over rows, in buffers that all such passes share; gives the logits that were asked for.
+    fn pass<P: Program<Self>>(
+        &self,
+        rows: usize,
+        ids: &Handle,
+        tokens: Tokens<'_>,
+        program: &mut P,
+    ) -> Result<Option<Handle>, MachineError> {
+        let mut shared = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let shape = program.shape();
+        // What is too small is given back first.
+        let suits = |buffers: &Buffers| buffers.rows >= rows && buffers.widths == Widths::of(&shape);
+        let last = shared.take().filter(suits);
+        let buffers = last.unwrap_or_else(|| Buffers::new(self, &shape, rows.next_multiple_of(ROWS)));
+        drop(shape);
+        let mut stream = Stream::new(shared.insert(buffers), rows, ids, tokens);
+        program.run(self, &mut stream)?;
+        Ok(stream.logits)
+    }
+
+    /// Puts the tokens of sequences one after the other, in rows from `first` on.
+    fn lay_out(&self, entrants: &mut [Indexed<'_, '_>], first: usize) -> Result<Layout, MachineError> {
         let mut pass = Layout::default();
         for (index, entrant) in entrants {
-            let (first_row, position) = (pass.ids.len(), entrant.position);
+            let (first_row, position) = (first + pass.ids.len(), entrant.position);
             let ids = match entrant.input {
                 Input::Ids(ids) => ids,
                 Input::Placed { ids, spans } => {
@@ -93,7 +144,7 @@ impl Cube {
                 }
             };
             pass.ids.extend_from_slice(ids);
-            let rows = first_row as u32..pass.ids.len() as u32;
+            let rows = first_row as u32..(first + pass.ids.len()) as u32;
             let wanted = match entrant.wanted {
                 Wanted::Logits(Logits::None) => rows.end..rows.end,
                 Wanted::Logits(Logits::Last) => rows.end.saturating_sub(1).max(rows.start)..rows.end,
@@ -112,7 +163,7 @@ impl Cube {
                 queries: position..position + ids.len(),
                 images: entrant.input.images(position),
                 position: self.commands.upload_words(&[position as u32]),
-                layers: entrant.cache.own(),
+                layers: entrant.cache.newest(),
                 visible: Vec::with_capacity(2),
             });
         }
@@ -131,7 +182,7 @@ impl Cube {
         expect(table.takes(hidden), "the embeddings are not as wide as their stream")?;
         x.hold(Some(table), &[]);
         look_up(self.commands.client(), table.whole()?, x.ids, x.x(), x.rows, scale);
-        if let Tokens::Chunks(chunks) = &x.tokens {
+        if let Tokens::Chunks(chunks) | Tokens::Both(_, chunks) = &x.tokens {
             for (row, vectors) in &chunks.spans {
                 let fits = vectors.width() == hidden && row.saturating_add(vectors.len()) <= x.rows;
                 expect(fits, "vectors don't fit the tokens whose place they take")?;

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use cubecl::bytes::Bytes;
 use cubecl::client::Client;
+use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::Cube;
 use super::step::{Step, StepBuffers};
 use super::waiter::Answer;
 use crate::ops::MachineError;
-use crate::ops::cube::sampling::{self, Journal, PARAMETER_WORDS, Sampling};
+use crate::ops::cube::attention::NOBODY;
+use crate::ops::cube::copy::copy_into;
+use crate::ops::cube::sampling::{self, Journal, PARAMETER_WORDS, Sampling, Taken};
 use crate::ops::machine::{Choice, Fault};
-use crate::sampling::SamplingOptions;
 
 /// Buffers of sampling, which a record is bound to.
 #[derive(Debug)]
@@ -30,9 +31,16 @@ pub(super) struct SamplingBuffers {
 #[derive(Debug)]
 pub(super) struct Sampled {
     pub(super) buffers: Arc<SamplingBuffers>,
-    /// Whose tokens are chosen: their places in the step, and where they began.
-    members: Vec<Seat>,
-    /// Steps since they began.
+    /// Of each place of the step, how far who has it has come.
+    seats: Vec<Option<Progress>>,
+}
+
+/// How far a sequence has come whose tokens a step chooses.
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    /// The position of the token that enters the next step.
+    position: usize,
+    /// Steps since it took its place.
     sent: u32,
 }
 
@@ -52,6 +60,13 @@ pub(super) struct Entering<'a> {
     pub(super) choice: Option<&'a Choice<'a>>,
 }
 
+impl Sampled {
+    /// Steps that who has a place has made since it took it.
+    fn sent(&self, slot: usize) -> u32 {
+        self.seats.get(slot).copied().flatten().map_or(0, |seat| seat.sent)
+    }
+}
+
 impl SamplingBuffers {
     fn new(client: &Client, plan: Sampling) -> Self {
         let empty = |words: usize| client.empty(words * size_of::<u32>());
@@ -66,9 +81,8 @@ impl SamplingBuffers {
         }
     }
 
-    /// Launches the choice of a token from the step's logits; it becomes the next step's.
-    pub(super) fn launch(&self, client: &Client, step: &StepBuffers) {
-        let buffers = sampling::Buffers {
+    fn of_step<'a>(&'a self, step: &'a StepBuffers) -> sampling::Buffers<'a> {
+        sampling::Buffers {
             logits: &step.logits,
             parameters: &self.parameters,
             adjustments: &self.adjustments,
@@ -78,33 +92,43 @@ impl SamplingBuffers {
             journal: &self.journal,
             scores: &self.scores,
             work: &self.work,
-        };
-        sampling::sample(client, self.plan, buffers);
+        }
     }
 
-    /// Puts the state of choices that begin into place: of each sequence of the step, `None` where nobody asks.
-    fn begin(&self, client: &Client, choices: &[Option<&Choice<'_>>]) {
-        let plan = &self.plan;
-        let nobody = SamplingOptions::greedy();
-        let options = |choice: &Option<&Choice<'_>>| choice.map_or(nobody.clone(), |c| c.options.clone());
-        let write = |to: &Handle, words: Vec<u32>| client.write(to, Bytes::from_elems(words));
-        let all = |words: &dyn Fn(&Option<&Choice<'_>>) -> Vec<u32>| {
-            choices.iter().flat_map(words).collect::<Vec<_>>()
-        };
-        let parameters = |choice: &Option<&Choice<'_>>| {
-            let (seed, sequence) = choice.map_or((0, 0), |choice| (choice.seed, choice.sequence));
-            plan.parameters(&options(choice), seed, sequence)
-        };
-        write(&self.parameters, all(&parameters));
-        if plan.adjusts {
-            let known = |choice: &Option<&Choice<'_>>| match choice {
-                Some(choice) => plan.adjustments(choice.options, choice.history, choice.suppressed),
-                None => vec![0; plan.vocabulary],
-            };
-            write(&self.adjustments, all(&known));
-            write(&self.biases, all(&|choice| plan.bias_list(&options(choice))));
+    /// Launches the choice of a token from the step's logits; it becomes the next step's.
+    pub(super) fn launch(&self, client: &Client, step: &StepBuffers) {
+        sampling::sample(client, self.plan, self.of_step(step));
+    }
+
+    /// Puts the state of choices that begin into place, and nobody into the places `left`.
+    fn begin(
+        &self,
+        client: &Client,
+        step: &StepBuffers,
+        entering: &[(&Entering<'_>, &Choice<'_>)],
+        left: &[usize],
+    ) {
+        let plan = self.plan;
+        let taken = entering.iter().map(|(Entering { seat, token, .. }, choice)| Taken {
+            place: seat.slot,
+            token: *token,
+            position: seat.position as u32,
+            options: choice.options,
+            seed: choice.seed,
+            sequence: choice.sequence,
+        });
+        sampling::take_places(client, plan, self.of_step(step), &taken.collect::<Vec<_>>(), left);
+        if !plan.adjusts {
+            return;
         }
-        write(&self.journal, all(&|_| Journal::cleared(plan)));
+        for (Entering { seat, .. }, choice) in entering {
+            let known = plan.adjustments(choice.options, choice.history, choice.suppressed);
+            let biases = plan.bias_list(choice.options);
+            for (to, words) in [(&self.adjustments, known), (&self.biases, biases)] {
+                let from = client.create_from_slice(u32::as_bytes(&words));
+                copy_into(client, &from, to, seat.slot * words.len());
+            }
+        }
     }
 }
 
@@ -126,44 +150,75 @@ pub(super) fn plan(
 }
 
 impl Step {
-    /// Sets out from tokens that are not computed yet. Where they have choices, the step chooses the next.
+    /// Gives places to tokens that are not computed yet; where they have choices, the step chooses the next. Those who
+    /// `stay` go on with what the last step chose for them ([`continues`](Self::continues)), and the other places are
+    /// nobody's.
     ///
     /// # Errors
     ///
-    /// Choices that the device can't make.
-    pub(super) fn begin(&mut self, cube: &Cube, entering: &[Entering<'_>]) -> Result<(), MachineError> {
-        let sequences = self.buffers.sequences;
-        let (mut tokens, mut positions) = (vec![0; sequences], vec![0; sequences]);
-        let mut choices = vec![None; sequences];
-        for Entering { seat, token, choice } in entering {
-            tokens[seat.slot] = *token;
-            positions[seat.slot] = seat.position as u32;
-            choices[seat.slot] = *choice;
+    /// Choices that the device can't make, or not beside those of who stays ([`admits`](Self::admits)).
+    pub(super) fn begin(
+        &mut self,
+        cube: &Cube,
+        entering: &[Entering<'_>],
+        staying: &[Seat],
+    ) -> Result<(), MachineError> {
+        let (sequences, client) = (self.buffers.sequences, cube.commands.client());
+        let choosing: Vec<_> = entering.iter().filter_map(|e| Some((e, e.choice?))).collect();
+        if choosing.is_empty() && staying.is_empty() {
+            self.sampled = None;
+            let (mut tokens, mut positions) = (vec![0; sequences], vec![NOBODY; sequences]);
+            for Entering { seat, token, .. } in entering {
+                tokens[seat.slot] = *token;
+                positions[seat.slot] = seat.position as u32;
+            }
+            self.place(cube, tokens, positions);
+            return Ok(());
         }
-        let asked: Vec<&Choice<'_>> = choices.iter().flatten().copied().collect();
-        let last = self.sampled.take();
-        if !asked.is_empty() {
-            let client = cube.commands.client();
-            let plan = plan(client, sequences, self.buffers.vocab, &asked);
-            let plan = plan.ok_or(MachineError::Bug { what: "a device was to choose as it can't" })?;
-            let buffers = match last {
-                Some(last) if last.buffers.plan == plan => last.buffers,
-                _ => Arc::new(SamplingBuffers::new(client, plan)),
-            };
-            buffers.begin(client, &choices);
-            let members = entering.iter().map(|entering| entering.seat).collect();
-            self.sampled = Some(Sampled { buffers, members, sent: 0 });
+        let choices: Vec<&Choice<'_>> = choosing.iter().map(|(_, choice)| *choice).collect();
+        let wanted = plan(client, sequences, self.buffers.vocab, &choices);
+        let wanted = wanted.ok_or(MachineError::Bug { what: "a device was to choose as it can't" })?;
+        let last = self.sampled.take().filter(|last| last.buffers.plan.serves(&wanted));
+        if last.is_none() && !staying.is_empty() {
+            return Err(MachineError::Bug { what: "a step was to choose beside others as it can't" });
         }
-        self.place(cube, tokens, positions);
+        let mut sampled = last.unwrap_or_else(|| Sampled {
+            buffers: Arc::new(SamplingBuffers::new(client, wanted)),
+            // Whatever is there has to be written over.
+            seats: vec![Some(Progress { position: 0, sent: 0 }); sequences],
+        });
+        let stays = |slot: usize| staying.iter().any(|seat| seat.slot == slot);
+        let mut left = Vec::new();
+        for (slot, seat) in sampled.seats.iter_mut().enumerate().filter(|(slot, _)| !stays(*slot)) {
+            let enters = entering.iter().find(|entering| entering.seat.slot == slot);
+            if enters.is_none() && seat.is_some() {
+                left.push(slot);
+            }
+            *seat = enters.map(|entering| Progress { position: entering.seat.position, sent: 0 });
+        }
+        sampled.buffers.begin(client, &self.buffers, &choosing, &left);
+        self.sampled = Some(sampled);
         Ok(())
     }
 
-    /// Whether these continue with the tokens that the last step chose for them, and it chose for no others.
+    /// Whether these continue with the tokens that the last step chose for them.
     pub(super) fn continues(&self, seats: &[Seat]) -> bool {
         self.sampled.as_ref().is_some_and(|sampled| {
-            let moved = |seat: &Seat| Seat { position: seat.position + sampled.sent as usize, ..*seat };
-            sampled.members.iter().map(moved).eq(seats.iter().copied())
+            let progress = |seat: &Seat| sampled.seats.get(seat.slot).copied().flatten();
+            seats.iter().all(|seat| progress(seat).is_some_and(|known| known.position == seat.position))
         })
+    }
+
+    /// Whether others, who are to choose so, can take places while those who have theirs go on.
+    pub(super) fn admits(&self, client: &Client, choices: &[&Choice<'_>]) -> bool {
+        let wanted = plan(client, self.buffers.sequences, self.buffers.vocab, choices);
+        let sampled = self.sampled.as_ref().zip(wanted);
+        sampled.is_some_and(|(sampled, wanted)| sampled.buffers.plan.serves(&wanted))
+    }
+
+    /// Whether tokens are being chosen for anybody.
+    pub(super) fn is_going(&self) -> bool {
+        self.sampled.as_ref().is_some_and(|sampled| sampled.seats.iter().any(Option::is_some))
     }
 
     /// What the step that was just enqueued gives the sequences in these slots, whose outcomes are those at `indices`:
@@ -176,13 +231,17 @@ impl Step {
             let fill = move |bytes: &[u8], outcomes: &mut [_]| fill_logits(bytes, vocab, of, outcomes);
             return Answer { reading, fill: Box::new(fill) };
         };
-        let (plan, step) = (sampled.buffers.plan, sampled.sent);
-        sampled.sent += 1;
+        let plan = sampled.buffers.plan;
+        // Whose token it is, and of which of its steps.
+        let of: Vec<_> = of.map(|(slot, index)| (slot, index, sampled.sent(slot))).collect();
+        for seat in sampled.seats.iter_mut().flatten() {
+            *seat = Progress { position: seat.position + 1, sent: seat.sent + 1 };
+        }
         let reading = cube.commands.start_reading(&sampled.buffers.journal);
         let fill = move |bytes: &[u8], outcomes: &mut [crate::ops::machine::Outcome]| {
             let words: Vec<u32> = bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
             let journals: Vec<_> = words.chunks_exact(plan.journal_words() / plan.sequences).collect();
-            for (slot, index) in of {
+            for (slot, index, step) in of {
                 let missing = "a step has not written a journal for every sequence";
                 let missing = || MachineError::Bug { what: missing };
                 let journal = journals.get(slot).and_then(|words| Journal::of_words(words));

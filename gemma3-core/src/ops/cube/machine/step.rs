@@ -124,6 +124,16 @@ impl Step {
     }
 }
 
+impl Step {
+    /// Where the last step over these layers that chose tokens as the next one does gathered the parts of its attention,
+    /// and what it chose with.
+    pub(super) fn of_last(&self, layers: &Layers) -> Option<(&Handle, &SamplingBuffers)> {
+        let sampling = &self.sampled.as_ref()?.buffers;
+        let recorded = self.recorded.as_ref().filter(|step| step.is_over(layers, Some(sampling)))?;
+        Some((&recorded.partial, &**sampling))
+    }
+}
+
 impl Recorded {
     fn is_over(&self, layers: &Layers, sampling: Option<&Arc<SamplingBuffers>>) -> bool {
         Weak::as_ptr(&self.cache) == Arc::as_ptr(layers)

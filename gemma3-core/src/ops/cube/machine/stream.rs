@@ -48,6 +48,8 @@ pub(super) enum Tokens<'a> {
     Step(StepTokens<'a>),
     /// Consecutive ones of one sequence after the other.
     Chunks(Chunks),
+    /// Both: first the rows of the step, then those of the chunks, of which no logits are asked for.
+    Both(StepTokens<'a>, Chunks),
 }
 
 /// One token of each sequence: nothing of it depends on the positions but the contents of a buffer.

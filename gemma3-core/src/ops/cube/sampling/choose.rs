@@ -8,6 +8,7 @@ use super::plan::{BINS, DIGITS, JOURNAL_HEAD, Sampling};
 use super::process::parameter;
 use super::scan::{Largest, largest, scan, scratch_words};
 use super::wide::*;
+use crate::ops::cube::attention::NOBODY;
 use crate::ops::cube::reduce::Groups;
 
 /// Cube `[1, sequence]`. What the kernels before it have left in `work` is finished, so that it reads plain words: as
@@ -70,7 +71,8 @@ fn advance(
     let sound = fault == SOUND;
     let token = select(sound, u32::min(token, comptime!(plan.vocabulary as u32 - 1)), 0u32);
     tokens[sequence] = token;
-    positions[sequence] += 1u32;
+    let position = positions[sequence];
+    positions[sequence] = select(position == NOBODY, position, position + 1u32);
     let first = sequence * comptime!(JOURNAL_HEAD + plan.journal);
     let step = journal[first];
     let slot = (step % comptime!(plan.journal as u32)) as usize;

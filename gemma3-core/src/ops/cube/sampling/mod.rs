@@ -9,6 +9,7 @@
 //! | `bins` | which bin of scores a threshold of top-k or top-p lies in |
 //! | `gather` | the weight of the tokens that are kept, and a list of the undecided |
 //! | `choose` | exact thresholds, the draw, the step's advance |
+//! | `seats` | places of a step: who enters, who leaves |
 //! | `random`, `wide`, `scan` | ChaCha; weights as whole numbers; sums up to each unit |
 //!
 //! Two launches take the largest, four draw, whatever the options: these are read from a buffer, so that a
@@ -35,12 +36,14 @@ mod plan;
 mod process;
 mod random;
 mod scan;
+mod seats;
 #[cfg(test)]
 mod tests;
 mod wide;
 
 pub use parameters::{Journal, PARAMETER_WORDS};
 pub use plan::Sampling;
+pub use seats::{Taken, take_places};
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -50,6 +53,8 @@ use bins::bins_kernel;
 use choose::choose_kernel;
 use gather::gather_kernel;
 use process::process_kernel;
+
+use crate::sampling::SamplingOptions;
 
 /// Buffers of a step's sampling.
 #[derive(Debug, Clone, Copy)]

@@ -79,6 +79,12 @@ impl Sampling {
         })
     }
 
+    /// Whether steps of this shape also do what those of another are for: one that can draw takes the largest, too.
+    pub fn serves(&self, other: &Self) -> bool {
+        let able = Self { draws: self.draws, adjusts: self.adjusts, ..*other };
+        *self == able && self.draws >= other.draws && self.adjusts >= other.adjusts
+    }
+
     /// Cubes of a sequence.
     pub(crate) const fn blocks(&self) -> usize {
         self.vocabulary.div_ceil(self.block)
