@@ -52,44 +52,80 @@ fn alone(model: &Model, sequence: usize) -> Vec<u32> {
     stream.map(|token| token.expect("a token").id).collect()
 }
 
+/// Runs sequences with a number of slots; each gets the tokens that it gets alone.
+fn run_through(
+    name: &str,
+    model: &Model,
+    count: usize,
+    room: usize,
+    make: &dyn Fn(usize) -> (Session, ContinueOptions),
+) {
+    let expected = (0..count).map(|sequence| {
+        let (mut session, options) = make(sequence);
+        let stream = session.generate(options).expect("a stream");
+        stream.map(|token| token.expect("a token").id).collect()
+    });
+    let expected: Vec<Vec<u32>> = expected.collect();
+    let mut engine = Engine::new(model);
+    let mut waiting = 0..count;
+    let mut running: Vec<(SlotId, usize)> = Vec::new();
+    let mut found = vec![Vec::new(); count];
+    let mut ended = 0;
+    while ended < count {
+        while engine.len() < room
+            && let Some(sequence) = waiting.next()
+        {
+            let (session, options) = make(sequence);
+            running.push((engine.start(session, options).expect("a slot"), sequence));
+        }
+        for event in engine.tick().expect("a pass") {
+            let of = |slot| running.iter().find(|(other, _)| *other == slot).expect("known").1;
+            match event {
+                Event::Token { slot, token } => found[of(slot)].push(token.id),
+                Event::Ended { slot, reason } => {
+                    assert_eq!(reason, FinishReason::Length);
+                    let session = engine.finish(slot).expect("its session");
+                    assert!(session.ids().ends_with(&found[of(slot)]));
+                    ended += 1;
+                }
+                Event::Failed { error, .. } => panic!("{error}"),
+            }
+        }
+    }
+    assert!(engine.is_empty() && engine.is_idle());
+    assert_eq!(found, expected, "on {name}, {room} at once");
+}
+
 #[test]
 fn sequences_that_join_and_leave_get_the_tokens_that_they_get_alone() {
-    const SEQUENCES: usize = 13;
     on_every_device(|name, model| {
-        let expected: Vec<Vec<u32>> = (0..SEQUENCES).map(|sequence| alone(model, sequence)).collect();
-        for room in [1, 3, SEQUENCES] {
-            let mut engine = Engine::new(model);
-            let mut waiting = 0..SEQUENCES;
-            let mut running: Vec<(SlotId, usize)> = Vec::new();
-            let mut found = vec![Vec::new(); SEQUENCES];
-            let mut ended = 0;
-            while ended < SEQUENCES {
-                while engine.len() < room
-                    && let Some(sequence) = waiting.next()
-                {
-                    let slot = engine.start(session(model, sequence), options(sequence)).expect("a slot");
-                    running.push((slot, sequence));
-                }
-                for event in engine.tick().expect("a pass") {
-                    let of = |slot| running.iter().find(|(other, _)| *other == slot).expect("known").1;
-                    match event {
-                        Event::Token { slot, token } => {
-                            assert_eq!(token.logprob.is_some(), options(of(slot)).logprobs.is_some());
-                            found[of(slot)].push(token.id);
-                        }
-                        Event::Ended { slot, reason } => {
-                            assert_eq!(reason, FinishReason::Length);
-                            let sequence = of(slot);
-                            let session = engine.finish(slot).expect("its session");
-                            assert!(session.ids().ends_with(&found[sequence]));
-                            ended += 1;
-                        }
-                        Event::Failed { error, .. } => panic!("{error}"),
-                    }
-                }
-            }
-            assert!(engine.is_empty() && engine.is_idle());
-            assert_eq!(found, expected, "on {name}, {room} at once");
+        for room in [1, 3, 13] {
+            run_through(name, model, 13, room, &|sequence| (session(model, sequence), options(sequence)));
+        }
+    });
+}
+
+#[test]
+fn sequences_join_a_step_that_runs_ahead() {
+    // Of one size, so that those who come are given a slot at once, with short prompts, which share a pass with the
+    // others' step, and all of them chosen for on the device: adjusted by token, drawn and greedy ones.
+    let make = |model: &Model, sequence: usize| {
+        let capacity = Some(model.capacity_in_batch(64, 64).min(model.text_config().max_position_embeddings));
+        let cache = CacheOptions { capacity, chunk: 16, ..CacheOptions::default() };
+        let session_options = SessionOptions { cache, sequence: sequence as u64 };
+        let mut session = Session::new(model, &session_options).expect("a session");
+        let prompt: Vec<u32> =
+            (0..2 + sequence % 4).map(|i| 3 + ((i * 37 + sequence * 91) % 250) as u32).collect();
+        session.append(&prompt).expect("room");
+        let mut options = options(sequence);
+        options.logprobs = None;
+        options.max_new_tokens = Some(3 + sequence * 7 % 16);
+        options.sampling.repetition_penalty = if sequence.is_multiple_of(3) { 1.3 } else { 1.0 };
+        (session, options)
+    };
+    on_every_device(|name, model| {
+        for room in [2, 4] {
+            run_through(name, model, 14, room, &|sequence| make(model, sequence));
         }
     });
 }

@@ -256,3 +256,23 @@ fn attended_values_become_rows_of_products() {
         assert_close(&out, &expected, tolerance, &format!("{splits} splits"));
     }
 }
+
+#[test]
+fn nothing_is_written_for_nobody() {
+    let Some(client) = client() else { return };
+    for format in [CacheFormat::F32, CacheFormat::F16] {
+        let cache = CacheLayout { sequences: 2, kv_heads: 1, slots: 12, head_dim: 8, format };
+        let attention =
+            DecodeAttention { parts: 1, ..DecodeAttention::choose(&Hardware::of(&client), cache, 2, None) };
+        let mut case = Case::new(&attention, [9, NOBODY]);
+        let (out, caches) = attend(&client, attention, &case);
+        let of_nobody = case.cache.each_ref().map(|all| pack(&all[all.len() / 2..], format));
+        for (cache, expected) in caches.iter().zip(&of_nobody) {
+            assert_eq!(cache[cache.len() / 2..], expected[..], "{format:?}");
+        }
+        // The other is computed as ever.
+        case.positions = [9, 3];
+        let (beside, _) = attend(&client, attention, &case);
+        assert_eq!(out[..out.len() / 2], beside[..beside.len() / 2], "{format:?}");
+    }
+}

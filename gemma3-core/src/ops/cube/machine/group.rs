@@ -186,12 +186,9 @@ impl Cube {
         }
         for (_, entrant) in chunks.iter().filter(|(_, entrant)| entrant.position == 0) {
             let member = entrant.cache.member();
-            let is_alike =
-                member.layouts().iter().zip(layers.iter()).all(|(own, all)| own.slots == all.layout.slots);
             let free = (0..group.slots.len())
                 .find(|slot| group.resident(layers, *slot).is_none_or(|other| Arc::ptr_eq(&other, member)));
             if let Some(slot) = free
-                && is_alike
                 && group.has_room(layers, shape, &[member.layouts()])
             {
                 member.settle(layers, slot);

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::ops::cube::attention::NOBODY;
 use crate::ops::cube::testing::{Random, client, poisoned, upload};
 use crate::ops::machine::Fault;
 use crate::sampling::{RandomKey, Sampler, SamplingOptions, TokenHistory, uniform};
@@ -91,7 +92,11 @@ impl Device {
     }
 
     fn step(&self) {
-        let buffers = Buffers {
+        sample(&self.client, self.plan, self.buffers());
+    }
+
+    fn buffers(&self) -> Buffers<'_> {
+        Buffers {
             logits: &self.logits,
             parameters: &self.parameters,
             adjustments: &self.adjustments,
@@ -101,8 +106,7 @@ impl Device {
             journal: &self.journal,
             scores: &self.scores,
             work: &self.work,
-        };
-        sample(&self.client, self.plan, buffers);
+        }
     }
 
     fn journals(&self) -> Vec<Journal> {
@@ -427,4 +431,44 @@ fn what_a_plan_does_not_do_is_refused() {
     assert!(refused.iter().all(|options| !whole.supports(options, false)));
     assert_eq!(Sampling::new(&client, 1, 0), None);
     assert_eq!(Sampling::new(&client, 1, (1 << 19) + 1), None);
+}
+
+#[test]
+fn places_are_taken_and_left_while_others_go_on() {
+    let Some(client) = client() else { return };
+    let mut random = Random::new(9);
+    let (vocabulary, count) = (900, 3);
+    let logits: Vec<f32> = (0..count).flat_map(|_| logits_of_kind(0, vocabulary, &mut random)).collect();
+    let drawn = |seed| Sequence { seed, ..Sequence::new(SamplingOptions::default()) };
+    let sequences = [drawn(1), drawn(2), drawn(3)];
+    let plan = Sampling { adjusts: false, ..plan(&client, count, vocabulary) };
+    let token = |s: &Sequence, place: usize, step: usize| {
+        let logits = &logits[place * vocabulary..][..vocabulary];
+        s.sampler().sample(&mut logits.to_vec(), &s.history, s.key(step)).unwrap()
+    };
+    let device = Device::new(&client, plan, &logits, &sequences);
+    (0..2).for_each(|_| device.step());
+    // Another comes to the second place, and the third is left.
+    let new = Sequence { position: 40, ..drawn(77) };
+    let taken = Taken {
+        place: 1,
+        token: 5,
+        position: new.position,
+        options: &new.options,
+        seed: new.seed,
+        sequence: new.sequence,
+    };
+    take_places(&client, plan, device.buffers(), &[taken], &[2]);
+    assert_eq!(read_words(&client, &device.tokens)[1..], [5, 0]);
+    (0..3).for_each(|_| device.step());
+    let journals = device.journals();
+    for step in 0..5 {
+        assert_eq!(journals[0].token(step as u32), Some(token(&sequences[0], 0, step)), "step {step}");
+    }
+    assert_eq!((journals[1].steps, journals[1].fault), (3, None));
+    for step in 0..3 {
+        assert_eq!(journals[1].token(step as u32), Some(token(&new, 1, step)), "step {step}");
+    }
+    let first = sequences[0].position + 5;
+    assert_eq!(read_words(&client, &device.positions), [first, new.position + 3, NOBODY]);
 }
