@@ -13,7 +13,7 @@ use gemma3_core::CancelHandle;
 use gemma3_core::Device;
 use gemma3_core::cache::CacheOptions;
 use gemma3_core::generate::{
-    ContinueOptions, Session, SessionOptions, generate_batch, warm_up, warm_up_batch,
+    ContinueOptions, Engine, Event, Session, SessionOptions, generate_batch, warm_up, warm_up_batch,
 };
 use gemma3_core::model::Model;
 use gemma3_core::sampling::SamplingOptions;
@@ -176,5 +176,31 @@ fn batches(model: &Model, gpu: &mut Gpu<'_>) {
         let done = generate_batch(&mut sessions, &lengths.map(of), &CancelHandle::new()).expect("a batch");
         assert!(done.iter().map(|one| one.tokens.len()).eq(lengths));
         gpu.assert_still(&format!("a batch, log-probabilities: {logprobs:?}"));
+        come_and_go(model, &of);
+        gpu.assert_still(&format!("sequences that come and go, log-probabilities: {logprobs:?}"));
+    }
+}
+
+/// Nine sequences over three slots: prompts of which some share a pass with the others' steps.
+fn come_and_go(model: &Model, options: &dyn Fn(usize) -> ContinueOptions) {
+    let mut engine = Engine::new(model);
+    let mut waiting = [2, 11, 40, 3, 70, 7, 1, 24, 9].into_iter();
+    let mut ended = 0;
+    while ended < 9 {
+        while engine.len() < 3
+            && let Some(prompt) = waiting.next()
+        {
+            engine.start(session(model, prompt), options(4 + prompt % 9)).expect("a slot");
+        }
+        for event in engine.tick().expect("a pass") {
+            match event {
+                Event::Token { .. } => {}
+                Event::Ended { slot, .. } => {
+                    engine.finish(slot).expect("its session");
+                    ended += 1;
+                }
+                Event::Failed { error, .. } => panic!("{error}"),
+            }
+        }
     }
 }
