@@ -92,7 +92,7 @@ impl Cube {
         let sequences = layer(step.layers, heads)?.layout.sequences;
         expect(sequences == x.rows, "a step is of other sequences than its caches")?;
         // As the output product reads it.
-        let is_written = |format: RowFormat| format == RowFormat::Bf16 && format.is_full(heads.query_width());
+        let is_written = |format: RowFormat| format != RowFormat::F32 && format.is_full(heads.query_width());
         match self.many(x) {
             Some(inputs) if is_written(inputs.attended.format) => {
                 self.attend_step_into(x, step, heads, parts, &inputs.attended)?;
