@@ -100,7 +100,7 @@ pub fn full_attention(client: &Client, attention: FullAttention, factor: f32, bu
 
 #[cfg(test)]
 mod tests {
-    use super::super::prefill::attended;
+    use super::super::prefill::{CooperativeShape, CooperativeTile, attended, cooperative_full_attention};
     use super::*;
     use crate::ops::cube::gemm::write_rows;
     use crate::ops::cube::matvec::{Hardware, Input};
@@ -148,5 +148,34 @@ mod tests {
             let found = values_of(&client, &out, rows, width);
             assert_close(&found, &expected, tolerance, &format!("{format:?}"));
         }
+    }
+
+    #[test]
+    fn cooperative_matrices_attend_to_the_same() {
+        let Some(client) = client() else { return };
+        let FullAttention { sequences, tokens, heads, head_dim } =
+            FullAttention { sequences: 2, tokens: 37, heads: 3, head_dim: 72 };
+        let keys = KeyRows::of_rows(tokens, heads, head_dim);
+        let Some(tile) = CooperativeTile::choose(&client, &keys) else { return };
+        let mut random = Random::new(51);
+        let [queries, keys_of, values] = [(); 3].map(|()| {
+            let floats = random.floats(sequences * tokens * heads * head_dim);
+            floats.iter().map(|x| half::f16::from_f32(*x).to_f32()).collect::<Vec<_>>()
+        });
+        let out = poisoned(&client, queries.len());
+        let of = [&queries, &keys_of, &values].map(|x| upload(&client, x));
+        let shape = CooperativeShape { heads, kv_heads: heads, keys, tile };
+        let of = [&of[0], &of[1], &of[2], &out];
+        cooperative_full_attention(&client, shape, [sequences, tokens], of, 0.5);
+        let mut expected = Vec::new();
+        for (row, query) in queries.chunks_exact(head_dim).enumerate() {
+            let (token, head) = (row / heads, row % heads);
+            let query: Vec<f64> = query.iter().map(|q| 0.5 * f64::from(*q)).collect();
+            let first = token / tokens * tokens;
+            let starts = (first..first + tokens).map(|token| (token * heads + head) * head_dim);
+            expected.extend(attended(&query, starts, &keys_of, &values));
+        }
+        // Weights are rounded to 11 bits, and their sum is one of rounded weights.
+        assert_close(&download(&client, &out), &expected, 1e-3, &format!("{tile:?}"));
     }
 }

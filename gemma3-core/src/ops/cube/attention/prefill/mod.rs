@@ -9,9 +9,13 @@
 //! | `heads` | from the fused projection to queries, keys and values |
 //! | `plain` | f32 products on every device, in 16 KiB of shared memory, without plane operations |
 //! | `tensor` | products of halves on tensor cores (CUDA); `registers` is its PTX |
+//! | `cooperative` | products of halves on cooperative matrices (Vulkan) |
 
+mod cooperative;
 mod heads;
 mod plain;
+#[cfg(test)]
+mod rates;
 mod registers;
 mod tensor;
 #[cfg(test)]
@@ -28,6 +32,8 @@ use cubecl::server::Handle;
 
 use super::cache::{CacheFormat, CacheLayout};
 use crate::ops::cube::gemm::{RowFormat, Rows};
+pub(super) use cooperative::CooperativeShape;
+pub use cooperative::CooperativeTile;
 pub use heads::{Chunk, ChunkHeads, norm_rope_cache_chunk};
 pub(super) use plain::{KeyRows, PlainShape, full_kernel as plain_full_kernel};
 pub use tensor::TensorTile;
@@ -70,6 +76,8 @@ pub enum PrefillPath {
     Plain,
     /// Halves of the cache's format on tensor cores.
     Tensor(TensorTile),
+    /// The halves of an f16 cache on cooperative matrices.
+    Cooperative(CooperativeTile),
 }
 
 impl PrefillPath {
@@ -85,8 +93,12 @@ impl PrefillPath {
             },
             TensorTile { sixteens: 1, planes: 4, groups: 1, keys: 32 },
         ];
-        let tile = tiles.into_iter().find(|tile| tile.runs(client, attention));
-        tile.map_or(Self::Plain, Self::Tensor)
+        if let Some(tile) = tiles.into_iter().find(|tile| tile.runs(client, attention)) {
+            return Self::Tensor(tile);
+        }
+        let keys = KeyRows::of_cache(&attention.cache);
+        let tile = (keys.format == CacheFormat::F16).then(|| CooperativeTile::choose(client, &keys));
+        tile.flatten().map_or(Self::Plain, Self::Cooperative)
     }
 
     /// The format in which attended rows of `width` numbers are written for products that take `products`: bf16 by
@@ -205,6 +217,24 @@ pub fn prefill_attention(
                 shape,
             );
         },
+        // SAFETY: as above.
+        PrefillPath::Cooperative(tile) => unsafe {
+            let keys = KeyRows::of_cache(&attention.cache);
+            let shape = CooperativeShape { heads: attention.heads, kv_heads, keys, tile };
+            cooperative::visible_kernel::launch_unchecked(
+                client,
+                shape.cubes(tokens, 1),
+                shape.dim(),
+                buffer(buffers.queries, numbers / 4),
+                buffer(buffers.keys, attention.cache.bytes() / 16),
+                buffer(buffers.values, attention.cache.bytes() / 16),
+                buffer(buffers.visible, 2 * tokens),
+                buffer(&buffers.out.handle, numbers / 4),
+                tokens as u32,
+                sequence as u32,
+                shape,
+            );
+        },
     }
 }
 
@@ -232,6 +262,33 @@ pub(super) fn tensor_full_attention(
             BufferArg::from_raw_parts(keys.clone(), numbers / 8),
             BufferArg::from_raw_parts(values.clone(), numbers / 8),
             BufferArg::from_raw_parts(out.clone(), numbers / 2),
+            tokens as u32,
+            factor,
+            shape,
+        );
+    }
+}
+
+#[cfg(test)]
+/// The same over f32 rows, whose numbers have to be those of halves: products of cooperative matrices.
+pub(super) fn cooperative_full_attention(
+    client: &Client,
+    shape: CooperativeShape,
+    [sequences, tokens]: [usize; 2],
+    [queries, keys, values, out]: [&Handle; 4],
+    factor: f32,
+) {
+    let quads = sequences * tokens * shape.heads * shape.keys.head_dim / 4;
+    // SAFETY: the lengths are those of the shapes; the kernel keeps rows and slots below the tokens.
+    unsafe {
+        cooperative::full_kernel::launch_unchecked(
+            client,
+            shape.cubes(tokens, sequences),
+            shape.dim(),
+            BufferArg::from_raw_parts(queries.clone(), quads),
+            BufferArg::from_raw_parts(keys.clone(), quads),
+            BufferArg::from_raw_parts(values.clone(), quads),
+            BufferArg::from_raw_parts(out.clone(), quads),
             tokens as u32,
             factor,
             shape,

@@ -17,7 +17,7 @@ fn rounded(x: f32, format: CacheFormat) -> f32 {
 }
 
 /// A cache in device memory.
-fn upload_cache(client: &Client, values: &[f32], format: CacheFormat) -> Handle {
+pub(super) fn upload_cache(client: &Client, values: &[f32], format: CacheFormat) -> Handle {
     let bits = |x: f32| match format {
         CacheFormat::F16 => half::f16::from_f32(x).to_bits(),
         _ => half::bf16::from_f32(x).to_bits(),
@@ -30,7 +30,7 @@ fn upload_cache(client: &Client, values: &[f32], format: CacheFormat) -> Handle 
     client.create_from_slice(u32::as_bytes(&words))
 }
 
-fn upload_words(client: &Client, words: &[u32]) -> Handle {
+pub(super) fn upload_words(client: &Client, words: &[u32]) -> Handle {
     client.create_from_slice(u32::as_bytes(words))
 }
 
@@ -44,6 +44,8 @@ struct Case {
     window: Option<usize>,
     images: Vec<Range<usize>>,
     queries: Range<usize>,
+    /// By how much keys grow from one position to the next, of the first one's size.
+    growth: f32,
 }
 
 impl Case {
@@ -65,8 +67,9 @@ impl Case {
         for head in 0..self.kv_heads {
             for position in visible[0] as usize..self.queries.end {
                 let start = self.start(head, position);
+                let size = 1.0 + self.growth * (position - visible[0] as usize) as f32;
                 for at in start..start + self.head_dim {
-                    keys[at] = rounded(random.unit(), format);
+                    keys[at] = rounded(size * random.unit(), format);
                     values[at] = rounded(random.unit(), format);
                 }
             }
@@ -91,10 +94,11 @@ impl Case {
                 .map(|position| self.start(kv_head, position as usize));
             expected.extend(attended(&query, starts, &keys, &values));
         }
-        // f32: weights differ by the rounding of scores up to 20. Halves: weights are rounded to 8 or 11 bits,
-        // their sum isn't.
+        // f32: weights differ by the rounding of scores up to 20. Halves: weights are rounded to 8 or 11 bits, their
+        // sum isn't on tensor cores, and is on cooperative matrices.
         let tolerance = match (path, format) {
             (PrefillPath::Plain, _) => 1e-5,
+            (PrefillPath::Cooperative(_), _) => 1e-3,
             (_, CacheFormat::F16) => 6e-4,
             _ => 5e-3,
         };
@@ -134,14 +138,42 @@ fn paths(client: &Client, attention: &PrefillAttention) -> Vec<PrefillPath> {
     let tile = |sixteens, groups, keys| TensorTile { sixteens, planes: 2, groups, keys };
     let tiles = [tile(1, 1, 32), tile(1, 2, 64), tile(2, 1, 64)].into_iter();
     let tiles = tiles.filter(|tile| tile.runs(client, attention)).map(PrefillPath::Tensor);
-    [PrefillPath::Plain].into_iter().chain(tiles).collect()
+    let cooperative = cooperative_tiles(client, attention).into_iter().map(PrefillPath::Cooperative);
+    [PrefillPath::Plain].into_iter().chain(tiles).chain(cooperative).collect()
+}
+
+/// Tiles of cooperative matrices that differ in everything, where the device has them.
+fn cooperative_tiles(client: &Client, attention: &PrefillAttention) -> Vec<CooperativeTile> {
+    let plane_units = client.properties().hardware.plane_size_max as usize;
+    let tile = |sixteens, planes, keys, [holds, apart, ahead]: [bool; 3]| CooperativeTile {
+        plane_units,
+        sixteens,
+        planes,
+        keys,
+        holds,
+        apart,
+        ahead,
+    };
+    let keys = KeyRows::of_cache(&attention.cache);
+    let mut tiles = vec![
+        tile(1, 2, 32, [true, false, true]),
+        tile(2, 1, 48, [false, true, false]),
+        tile(1, 3, 32, [true, true, false]),
+    ];
+    tiles.extend(CooperativeTile::choose(client, &keys));
+    tiles.retain(|tile| keys.format == CacheFormat::F16 && tile.runs(client, &keys));
+    tiles
+}
+
+fn base() -> Case {
+    let (heads, kv_heads, head_dim, slots) = (2, 1, 32, 80);
+    Case { heads, kv_heads, head_dim, slots, window: None, images: vec![], queries: 0..41, growth: 0.0 }
 }
 
 #[test]
 fn queries_attend_to_the_run_of_positions_they_see() {
     let Some(client) = client() else { return };
-    let base =
-        Case { heads: 2, kv_heads: 1, head_dim: 32, slots: 80, window: None, images: vec![], queries: 0..41 };
+    let base = base();
     let cases = [
         // More rows than a tile, and the first tokens of all.
         base.clone(),
@@ -171,6 +203,63 @@ fn queries_attend_to_the_run_of_positions_they_see() {
 }
 
 #[test]
+fn cooperative_matrices_attend_to_the_same() {
+    let Some(client) = client() else { return };
+    let cases = [
+        // One head of keys a head, in blocks that aren't full; a width between 16s.
+        Case { heads: 2, kv_heads: 2, head_dim: 72, queries: 29..63, ..base() },
+        // A ring that has come round, and windows whose edges cross blocks.
+        Case { heads: 4, head_dim: 64, window: Some(20), slots: 39, queries: 95..115, ..base() },
+        // Images over the borders of tiles and blocks, with a window shorter than they.
+        Case { window: Some(9), images: vec![3..70, 70..75], slots: 96, queries: 3..90, ..base() },
+        // Eight heads over one; as many queries as fill tiles; a prompt's beginning.
+        Case { heads: 8, head_dim: 128, queries: 0..48, ..base() },
+        // One query; few of the tile's rows.
+        Case { heads: 1, head_dim: 256, queries: 78..79, ..base() },
+        Case { heads: 8, kv_heads: 4, head_dim: 256, window: Some(33), queries: 30..47, ..base() },
+        Case { heads: 4, head_dim: 256, slots: 200, queries: 0..150, ..base() },
+        // Scores that grow beyond every reference, up to some hundreds.
+        Case { heads: 4, growth: 0.5, ..base() },
+        Case { heads: 2, head_dim: 256, growth: 0.2, slots: 150, queries: 90..140, ..base() },
+    ];
+    for case in cases {
+        for tile in cooperative_tiles(&client, &case.attention(CacheFormat::F16)) {
+            case.check(&client, CacheFormat::F16, PrefillPath::Cooperative(tile));
+        }
+    }
+}
+
+#[test]
+fn a_query_beyond_f16_gives_no_number_and_others_theirs() {
+    let Some(client) = client() else { return };
+    let cache = CacheLayout { sequences: 1, kv_heads: 1, slots: 40, head_dim: 64, format: CacheFormat::F16 };
+    let attention = PrefillAttention { cache, heads: 2 };
+    let mut random = Random::new(3);
+    let [keys, values] =
+        [(); 2].map(|()| upload_cache(&client, &random.floats(cache.quads() * 4), CacheFormat::F16));
+    let mut queries = random.floats(40 * 128);
+    // The head of one token each.
+    for (row, number) in [(9, 65505.0), (20, -1e9), (33, f32::INFINITY), (64, f32::NAN)] {
+        queries[row * 64 + 5] = number;
+    }
+    for tile in cooperative_tiles(&client, &attention) {
+        let out = poisoned(&client, 40 * 128);
+        let buffers = PrefillBuffers {
+            queries: &upload(&client, &queries),
+            keys: &keys,
+            values: &values,
+            visible: &upload_words(&client, &visible_ranges(0..40, None, &[])),
+            out: &Rows::f32(&out),
+        };
+        prefill_attention(&client, attention, 0, 40, buffers, PrefillPath::Cooperative(tile));
+        for (row, found) in download(&client, &out).chunks_exact(64).enumerate() {
+            let expected = ![9, 20, 33, 64].contains(&row);
+            assert!(found.iter().all(|x| x.is_finite() == expected), "{row} {tile:?}: {found:?}");
+        }
+    }
+}
+
+#[test]
 fn attended_values_are_rounded_for_the_next_product() {
     let Some(client) = client() else { return };
     let cache = CacheLayout { sequences: 1, kv_heads: 2, slots: 64, head_dim: 64, format: CacheFormat::F16 };
@@ -191,7 +280,7 @@ fn attended_values_are_rounded_for_the_next_product() {
         });
         let expected: Vec<_> = floats.iter().map(|x| (f64::from(*x), f64::from(x.abs()))).collect();
         // Rounded to 8 bits: by half of the 2^-7 between neighbors, of the size of a 1.
-        let tolerance = if path == PrefillPath::Plain { 0.0 } else { 1.0 / 256.0 };
+        let tolerance = if matches!(path, PrefillPath::Tensor(_)) { 1.0 / 256.0 } else { 0.0 };
         assert_close(&rounded, &expected, tolerance, &format!("{path:?}"));
     }
 }
@@ -199,22 +288,24 @@ fn attended_values_are_rounded_for_the_next_product() {
 #[test]
 fn ranges_of_any_content_stay_inside_the_cache() {
     let Some(client) = client() else { return };
-    let cache = CacheLayout { sequences: 1, kv_heads: 1, slots: 40, head_dim: 32, format: CacheFormat::BF16 };
-    let attention = PrefillAttention { cache, heads: 1 };
-    let ones = vec![1.0; cache.quads() * 4];
-    for path in paths(&client, &attention) {
-        let out = poisoned(&client, 2 * 32);
-        let buffers = PrefillBuffers {
-            queries: &upload(&client, &[0.5; 64]),
-            keys: &upload_cache(&client, &ones, cache.format),
-            values: &upload_cache(&client, &ones, cache.format),
-            visible: &upload_words(&client, &[u32::MAX, 7, 5, u32::MAX]),
-            out: &Rows::f32(&out),
-        };
-        prefill_attention(&client, attention, 0, 2, buffers, path);
-        let found = download(&client, &out);
-        // Nothing visible gives zeros; otherwise the weights' sum is 1.
-        assert!(found.iter().all(|x| *x == 0.0 || (x - 1.0).abs() < 1e-2), "{found:?}");
+    for format in [CacheFormat::BF16, CacheFormat::F16] {
+        let cache = CacheLayout { sequences: 1, kv_heads: 1, slots: 40, head_dim: 32, format };
+        let attention = PrefillAttention { cache, heads: 1 };
+        let ones = vec![1.0; cache.quads() * 4];
+        for path in paths(&client, &attention) {
+            let out = poisoned(&client, 2 * 32);
+            let buffers = PrefillBuffers {
+                queries: &upload(&client, &[0.5; 64]),
+                keys: &upload_cache(&client, &ones, cache.format),
+                values: &upload_cache(&client, &ones, cache.format),
+                visible: &upload_words(&client, &[u32::MAX, 7, 5, u32::MAX]),
+                out: &Rows::f32(&out),
+            };
+            prefill_attention(&client, attention, 0, 2, buffers, path);
+            let found = download(&client, &out);
+            // Nothing visible gives zeros; otherwise the weights' sum is 1.
+            assert!(found.iter().all(|x| *x == 0.0 || (x - 1.0).abs() < 1e-2), "{path:?}: {found:?}");
+        }
     }
 }
 
