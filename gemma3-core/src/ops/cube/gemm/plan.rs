@@ -3,6 +3,7 @@
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 
+use super::register_tile::RegisterTile;
 use super::rows::RowFormat;
 use super::tile::{DEPTH, Engine, Tile};
 use crate::formats::TensorFormat;
@@ -13,10 +14,7 @@ use crate::ops::cube::packed::Layout;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Plan {
     /// The exact kernel.
-    Exact {
-        /// Rows of the input that a unit works on: 1, 2 or 4.
-        unit_m: usize,
-    },
+    Exact(RegisterTile),
     /// Tensor cores.
     Tensor(Tile),
 }
@@ -30,6 +28,8 @@ pub struct Processor {
     pub shared_bytes: usize,
     /// Multiprocessors; a guess for devices that don't say.
     pub multiprocessors: usize,
+    /// Whether the columns of exact products may be divided, where there are too few tiles for the device.
+    pub divided: bool,
 }
 
 /// The most rows of input that are one tile of planes, so that weights are read once.
@@ -57,7 +57,14 @@ impl Processor {
             engine,
             shared_bytes: properties.hardware.max_shared_memory_size,
             multiprocessors: multiprocessors.map_or(DEFAULT_MULTIPROCESSORS, |count| count as usize),
+            divided: true,
         }
+    }
+
+    /// The same for products of a precision. In exact mode the sums of a row don't depend on how many rows there are,
+    /// so their columns are not divided.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { divided: precision == Precision::Fast, ..self }
     }
 
     /// The rows of activations that products of this precision take.
@@ -72,7 +79,7 @@ impl Processor {
     pub fn plan(&self, layout: &Layout, format: RowFormat, rows: usize, gated: bool) -> Plan {
         match (format, self.engine) {
             (RowFormat::Bf16, Some(engine)) => Plan::Tensor(self.tile(engine, layout, rows, gated)),
-            _ => Plan::Exact { unit_m: rows.div_ceil(16).next_power_of_two().min(4) },
+            _ => Plan::Exact(RegisterTile::choose(self.multiprocessors, layout, rows, self.divided)),
         }
     }
 
@@ -148,7 +155,12 @@ mod tests {
     use super::*;
 
     fn hopper() -> Processor {
-        Processor { engine: Some(Engine::Warpgroups), shared_bytes: 232_448, multiprocessors: 132 }
+        Processor {
+            engine: Some(Engine::Warpgroups),
+            shared_bytes: 232_448,
+            multiprocessors: 132,
+            divided: true,
+        }
     }
 
     #[test]
@@ -192,6 +204,6 @@ mod tests {
         let processor = Processor { engine: None, ..hopper() };
         let layout = Layout::new(TensorFormat::BF16, 64, 64).unwrap();
         assert_eq!(processor.row_format(Precision::Fast), RowFormat::F32);
-        assert_eq!(processor.plan(&layout, RowFormat::F32, 40, false), Plan::Exact { unit_m: 4 });
+        assert!(matches!(processor.plan(&layout, RowFormat::F32, 40, false), Plan::Exact(_)));
     }
 }
