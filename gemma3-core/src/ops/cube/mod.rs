@@ -14,7 +14,7 @@
 //! | `commands` | the commands of a model, and how numbers come and go |
 //! | `machine` | [`Cube`](machine::Cube): what of these is launched, in which order, over which buffers |
 //! | `trial` | multiply-adds and products by themselves, for benches |
-//! | `reduce` | sums over the units of a cube, with plane operations and without |
+//! | `reduce` | sums and largest values over the units of a cube, with plane operations and without |
 //!
 //! The order of launches follows from `machine` and what runs over it: the decoder, or the image encoder.
 #![allow(unsafe_code, reason = "launches; each says why its buffers are large enough")]

@@ -7,8 +7,6 @@
 
 use crate::ops::cube::packed::Layout;
 
-/// Bytes of shared memory that every device has.
-pub(super) const SHARED_BYTES: usize = 16 << 10;
 /// The fewest columns of a part, where columns are divided.
 const PART_COLS: usize = 256;
 /// The most parts, and the most rows of which there are some: those of a launch's second axis, and fewer.
@@ -127,7 +125,7 @@ mod tests {
     #[test]
     fn every_tile_fits_every_device() {
         for tile in RegisterTile::ALL {
-            assert!(tile.shared_bytes() <= SHARED_BYTES && tile.units() <= 256, "{tile:?}");
+            assert!(tile.shared_bytes() <= 16 << 10 && tile.units() <= 256, "{tile:?}");
             assert!(tile.unit_n.is_multiple_of(4) && [16, 32].contains(&tile.depth), "{tile:?}");
             assert!(tile.units_m.is_multiple_of(8) && tile.units_n.is_multiple_of(8), "{tile:?}");
         }

@@ -84,7 +84,7 @@ pub(super) fn copy_weights(quants: &[Chunk], to: u32, depth: usize, stage: u32, 
 /// Of a gate and its up projection, each plane's columns are gates in their first half and up projections of
 /// the same outputs in their second.
 #[cube]
-fn matrix_row(row: u32, #[comptime] job: Job) -> u32 {
+pub(super) fn matrix_row(row: u32, #[comptime] job: Job) -> u32 {
     let tile = comptime!(job.tile);
     let last = comptime!(job.outputs() as u32 - 1);
     if comptime!(job.gated) {
