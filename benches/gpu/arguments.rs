@@ -52,6 +52,10 @@ pub struct Arguments {
     #[arg(long)]
     pub limits_only: bool,
 
+    /// Products of f32 by each tile of the exact kernel, and plain multiply-adds, alone: of `--models` and `--prompts`.
+    #[arg(long)]
+    pub tiles: bool,
+
     /// Also measure burn's product for the limit; its search for a kernel can take most of a minute.
     #[arg(long)]
     pub burn_gemm: bool,
@@ -135,6 +139,12 @@ impl Arguments {
     /// The models whose loading is watched.
     pub fn load(&self) -> Result<Vec<RandomModel>, Failure> {
         parsed(&self.load)
+    }
+
+    /// Tokens of prefills.
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda", feature = "rocm")), allow(dead_code))]
+    pub fn prompts(&self) -> &[usize] {
+        &self.prompts
     }
 
     pub fn precision(&self) -> Precision {

@@ -5,7 +5,8 @@
 //! First the device's limits are measured: how fast it copies, and how fast it multiplies large matrices. A decode then
 //! has its share of the first, a prefill and the image encoder have theirs of the second ([`work`] says of what). With
 //! further options: the host's memory while a model loads (`--load`), whether a seed repeats (`--determinism`), many
-//! steps in a row (`--steady`), the time of a start (`--warm`).
+//! steps in a row (`--steady`), the time of a start (`--warm`). `--tiles` alone measures the products of devices without
+//! matrix hardware, by each of their tiles, against plain multiply-adds.
 //!
 //! Each part runs in a process of its own ([`child`]); this one only prints and writes. Without any argument, as
 //! `cargo test --benches` runs it, nothing is measured.
@@ -31,6 +32,15 @@ mod models;
 mod report;
 mod start;
 mod steady;
+#[cfg(any(
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "webgpu",
+    feature = "cuda",
+    feature = "rocm"
+))]
+mod tiles;
 mod vision;
 mod work;
 
@@ -58,6 +68,15 @@ fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
     match arguments.part {
         Some(part) => run_part(part, &arguments),
+        #[cfg(any(
+            feature = "wgpu",
+            feature = "vulkan",
+            feature = "metal",
+            feature = "webgpu",
+            feature = "cuda",
+            feature = "rocm"
+        ))]
+        None if arguments.tiles => tiles::print(&arguments),
         None => run_all(&arguments),
     }
 }

@@ -40,6 +40,19 @@ impl RandomModel {
         Checkpoint::random(self.config.clone(), self.format, 0)
     }
 
+    /// Outputs and inputs of the matrices of a layer, and whether they are a gate over an up projection.
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda", feature = "rocm")), allow(dead_code))]
+    pub fn matrices(&self) -> [(&'static str, [usize; 2], bool); 4] {
+        let TextConfig { hidden_size: hidden, intermediate_size: intermediate, .. } = self.config;
+        let (queries, keys) = (self.config.query_width(), self.config.key_value_width());
+        [
+            ("q, k, v", [queries + 2 * keys, hidden], false),
+            ("output", [hidden, queries], false),
+            ("gate, up", [2 * intermediate, hidden], true),
+            ("down", [hidden, intermediate], false),
+        ]
+    }
+
     /// The model on a device.
     pub fn load(&self, device: &Device, arguments: &Arguments) -> Result<Model, Failure> {
         Ok(Model::load(&self.checkpoint()?, device, arguments.load_options())?)

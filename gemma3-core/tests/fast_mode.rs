@@ -122,7 +122,7 @@ fn batches_choose_tokens_that_the_reference_rates_highest() {
 }
 
 /// A GGUF of block formats, whose activations are rounded to 8 bits a block where the device has such products: flex
-/// always, CUDA in steps.
+/// always, CUDA and Vulkan in steps.
 #[test]
 fn block_formats_stay_near_their_dequantized_weights() {
     let (Some((checkpoint, index, _)), Some(gguf)) = (text_checkpoint(), golden("tiny-text.gguf")) else {

@@ -38,6 +38,9 @@ mod weights;
 pub use cpu::{Cpu, CpuCache, CpuFeatures, CpuMatrix, CpuRows, CpuStream};
 #[cfg(feature = "cube")]
 pub use cube::machine::Cube;
+#[cfg(feature = "cube")]
+#[doc(hidden)]
+pub use cube::{gemm::RegisterTile, trial};
 pub use error::{MachineError, MatrixError};
 pub use precision::Precision;
 pub use visibility::Visibility;

@@ -13,6 +13,7 @@
 //! | `patches` | an image into the vectors of its patches, and these into fewer |
 //! | `commands` | the commands of a model, and how numbers come and go |
 //! | `machine` | [`Cube`](machine::Cube): what of these is launched, in which order, over which buffers |
+//! | `trial` | multiply-adds and products by themselves, for benches |
 //! | `reduce` | sums and largest values over the units of a cube, with plane operations and without |
 //!
 //! The order of launches follows from `machine` and what runs over it: the decoder, or the image encoder.
@@ -31,3 +32,4 @@ pub mod reduce;
 pub mod sampling;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod trial;

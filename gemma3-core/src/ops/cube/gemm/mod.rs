@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `rows`, `layer_norm` | activations as rows of f32, bf16 or f16, with the norms in front |
 //! | `halves` | what f16 has no room for |
-//! | `exact` | the kernel of every device: f32 throughout |
+//! | `exact`, `register_tile` | the kernel of every device: f32 throughout; how it is divided |
 //! | `tensor` | the kernel for NVIDIA's tensor cores (CUDA): bf16 products, f32 sums |
 //! | `staging` | how tiles get into its shared memory; packed weights into bf16 |
 //! | `ptx` | the instructions that it is made of |
@@ -22,6 +22,7 @@ mod plan;
 mod ptx;
 #[cfg(test)]
 mod rates;
+mod register_tile;
 mod rows;
 mod staging;
 mod tensor;
@@ -32,6 +33,7 @@ mod tile;
 pub use layer_norm::{LayerNorm, write_layer_norm};
 pub use plan::{Plan, Processor};
 pub(crate) use ptx::bf16_pair;
+pub use register_tile::RegisterTile;
 pub(crate) use rows::quad_words;
 pub use rows::{RowFormat, Rows, write_rows, write_rows_of_parts};
 pub use tile::{Engine, Tile};
@@ -43,8 +45,8 @@ use cubecl::server::Handle;
 use crate::ops::cube::packed::{Layout, PackedMatrix};
 use cooperative::cooperative_kernel;
 use epilogue::{Finish, Job};
-use exact::{ExactJob, SIDE, exact_kernel};
-use parts::{UNITS, parts_kernel};
+use exact::{ExactJob, exact_kernel};
+use parts::{UNITS, exact_parts_kernel, parts_kernel};
 use tensor::tensor_kernel;
 
 /// Where the results of a product go.
@@ -113,7 +115,7 @@ impl<'a> Output<'a> {
 pub fn part_count(processor: &Processor, layout: &Layout, format: RowFormat, rows: usize) -> usize {
     match processor.plan(layout, format, rows, false) {
         Plan::Tensor(tile) => tile.split(tile.splits, layout).splits,
-        Plan::Exact { .. } => 1,
+        Plan::Exact(tile) => tile.splits,
     }
 }
 
@@ -133,6 +135,10 @@ pub fn linear_parts(
             launch_tensor_parts(client, tile, x, matrix, out, rows);
             tile.split(tile.splits, &matrix.layout).splits
         }
+        Plan::Exact(tile) if rows > 0 && tile.splits > 1 => {
+            launch_exact_parts(client, tile, &x.handle, matrix, out, rows);
+            tile.splits
+        }
         plan => {
             launch(client, plan, x, matrix, Output::plain(&Rows::f32(out)), rows, None);
             1
@@ -150,7 +156,7 @@ pub fn scratch_bytes(
 ) -> usize {
     match processor.plan(layout, format, rows, gated) {
         Plan::Tensor(tile) => part_bytes(tile.split(tile.splits, layout).splits, layout, rows),
-        Plan::Exact { .. } => 0,
+        Plan::Exact(tile) => part_bytes(tile.splits, layout, rows),
     }
 }
 
@@ -196,13 +202,13 @@ pub fn launch(
         return;
     }
     match plan {
-        Plan::Exact { unit_m } => {
+        Plan::Exact(tile) => {
             assert_eq!(
                 (x.format, out.rows.format),
                 (RowFormat::F32, RowFormat::F32),
                 "exact products are of f32"
             );
-            launch_exact(client, unit_m, &x.handle, matrix, out, rows);
+            launch_exact(client, tile, &x.handle, matrix, out, rows, scratch);
         }
         Plan::Tensor(tile) => {
             assert_eq!(x.format, tile.engine.row_format(), "the rows of another instruction");
@@ -214,38 +220,102 @@ pub fn launch(
 
 fn launch_exact(
     client: &Client,
-    unit_m: usize,
+    tile: RegisterTile,
     x: &Handle,
     matrix: &PackedMatrix,
     out: Output<'_>,
     rows: usize,
+    scratch: Option<&Handle>,
 ) {
     let layout = matrix.layout;
-    let job = ExactJob { layout, unit_m, unit_n: 4, gated: out.gated, finish: out.finish() };
+    let job = ExactJob { layout, tile, gated: out.gated, finish: out.finish() };
     let side_len = (layout.rows * layout.side_words()).max(1);
     let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
-    let count = CubeCount::Static(
-        rows.div_ceil(SIDE * unit_m) as u32,
-        job.outputs().div_ceil(job.cube_outputs()) as u32,
-        1,
-    );
-    // SAFETY: the lengths are those of the layout and the rows, which bound every index of the kernel.
+    if tile.splits == 1 {
+        launch_register_tiles(client, job, x, matrix, (bias, added, added_rows), &out.rows.handle, rows);
+        return;
+    }
+    let parts = parts_buffer(client, scratch, part_bytes(tile.splits, &layout, rows));
+    launch_exact_parts(client, tile, x, matrix, &parts, rows);
+    // SAFETY: the lengths are those of the layout, the rows and the parts, which bound every index of the kernel.
     unsafe {
-        exact_kernel::launch_unchecked(
+        exact_parts_kernel::launch_unchecked(
             client,
-            count,
-            CubeDim::new_1d((SIDE * SIDE) as u32),
-            BufferArg::from_raw_parts(x.clone(), rows * layout.cols / 4),
-            BufferArg::from_raw_parts(matrix.quants.clone(), layout.rows * layout.row_words() / 4),
-            BufferArg::from_raw_parts(matrix.side.clone(), side_len),
+            CubeCount::Static((job.outputs() as u32).div_ceil(UNITS), rows as u32, 1),
+            CubeDim::new_1d(UNITS),
+            BufferArg::from_raw_parts(parts.clone(), tile.splits * rows * layout.rows),
             bias,
             added,
             BufferArg::from_raw_parts(out.rows.handle.clone(), rows * job.outputs()),
+            tile.splits as u32,
             rows as u32,
             added_rows,
             job,
         );
     }
+}
+
+/// The sums of each part of the columns, f32 \[splits, rows, layout.rows\].
+fn launch_exact_parts(
+    client: &Client,
+    tile: RegisterTile,
+    x: &Handle,
+    matrix: &PackedMatrix,
+    parts: &Handle,
+    rows: usize,
+) {
+    let layout = matrix.layout;
+    // Each part is like a product of its own.
+    let job = ExactJob { layout, tile, gated: false, finish: Finish::NONE };
+    let side_len = (layout.rows * layout.side_words()).max(1);
+    // SAFETY: the length is that of the layout; nothing is read of what stands for biases and added rows.
+    let unused = || unsafe { BufferArg::from_raw_parts(matrix.side.clone(), side_len) };
+    launch_register_tiles(client, job, x, matrix, (unused(), unused(), 1), parts, rows);
+}
+
+fn launch_register_tiles(
+    client: &Client,
+    job: ExactJob,
+    x: &Handle,
+    matrix: &PackedMatrix,
+    (bias, added, added_rows): (BufferArg, BufferArg, u32),
+    out: &Handle,
+    rows: usize,
+) {
+    let ExactJob { layout, tile, .. } = job;
+    let words = job.vector_words();
+    let count = CubeCount::Static(
+        rows.div_ceil(tile.m()) as u32,
+        job.outputs().div_ceil(job.cube_outputs()) as u32,
+        tile.splits as u32,
+    );
+    // One kernel, however many parts there are.
+    let job = ExactJob { tile: RegisterTile { splits: 1, ..tile }, ..job };
+    // SAFETY: the lengths are those of the layout, the rows and the parts, which bound every index of the kernel; the
+    // cubes along the third axis are the parts.
+    unsafe {
+        exact_kernel::launch_unchecked(
+            client,
+            count,
+            CubeDim::new_1d(tile.units() as u32),
+            words,
+            BufferArg::from_raw_parts(x.clone(), rows * layout.cols / 4),
+            BufferArg::from_raw_parts(matrix.quants.clone(), layout.rows * layout.row_words() / words),
+            BufferArg::from_raw_parts(matrix.side.clone(), (layout.rows * layout.side_words()).max(1)),
+            bias,
+            added,
+            BufferArg::from_raw_parts(out.clone(), tile.splits * rows * job.outputs()),
+            rows as u32,
+            added_rows,
+            job,
+        );
+    }
+}
+
+/// Where the parts of a product go: the scratch that was given, where it is large enough.
+fn parts_buffer(client: &Client, scratch: Option<&Handle>, bytes: usize) -> Handle {
+    let given = scratch.filter(|scratch| scratch.size_in_used() >= bytes as u64).cloned();
+    given.unwrap_or_else(|| client.empty(bytes))
 }
 
 fn launch_tensor(
@@ -267,9 +337,7 @@ fn launch_tensor(
         launch_tiles(client, job, x, matrix, (bias, added, added_rows), &out.rows.handle, rows);
         return;
     }
-    let bytes = part_bytes(tile.splits, &layout, rows);
-    let given = scratch.filter(|scratch| scratch.size_in_used() >= bytes as u64).cloned();
-    let parts = given.unwrap_or_else(|| client.empty(bytes));
+    let parts = parts_buffer(client, scratch, part_bytes(tile.splits, &layout, rows));
     launch_tensor_parts(client, tile, x, matrix, &parts, rows);
     let pairs = job.written().div_ceil(2) as u32;
     // SAFETY: the lengths are those of the layout, the rows and the parts, which bound every index of the kernel.

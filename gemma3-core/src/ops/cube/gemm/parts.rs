@@ -5,6 +5,8 @@ use std::cmp::min;
 use cubecl::prelude::*;
 
 use super::epilogue::{Job, finished, gelu, put_pair};
+use super::exact::ExactJob;
+use crate::ops::cube::matvec::gelu_tanh;
 
 /// Units of a cube.
 pub(super) const UNITS: u32 = 128;
@@ -47,6 +49,51 @@ fn part_sum(parts: &[f32], row: u32, column: u32, rows: u32, #[comptime] job: Jo
     #[unroll]
     for part in 0..job.tile.splits {
         sum += parts[((rows * comptime!(part as u32) + row) * width + column) as usize];
+    }
+    sum
+}
+
+/// The same of exact products: unit `[column, row]` makes an output from `parts` \[count, rows, layout.rows\].
+#[cube(launch_unchecked)]
+pub(super) fn exact_parts_kernel(
+    parts: &[f32],
+    bias: &[f32],
+    added: &[f32],
+    out: &mut [f32],
+    count: u32,
+    rows: u32,
+    added_rows: u32,
+    #[comptime] job: ExactJob,
+) {
+    let outputs = comptime!(job.outputs());
+    let (column, row) = (ABSOLUTE_POS_X, CUBE_POS_Y);
+    if column < comptime!(outputs as u32) {
+        let mut value = exact_part_sum(parts, row, column, count, rows, job);
+        if comptime!(job.gated) {
+            let up = column + comptime!(outputs as u32);
+            value = gelu_tanh(value) * exact_part_sum(parts, row, up, count, rows, job);
+        }
+        let finish = comptime!(job.finish);
+        out[row as usize * outputs + column as usize] =
+            finished(value, row, column, bias, added, added_rows, outputs, finish);
+    }
+}
+
+#[cube]
+fn exact_part_sum(
+    parts: &[f32],
+    row: u32,
+    column: u32,
+    count: u32,
+    rows: u32,
+    #[comptime] job: ExactJob,
+) -> f32 {
+    let width = comptime!(job.layout.rows);
+    let mut at = row as usize * width + column as usize;
+    let mut sum = 0.0f32;
+    for _ in 0..count {
+        sum += parts[at];
+        at += rows as usize * width;
     }
     sum
 }

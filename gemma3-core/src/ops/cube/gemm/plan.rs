@@ -5,6 +5,7 @@ use cubecl::features::Plane;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 
+use super::register_tile::RegisterTile;
 use super::rows::RowFormat;
 use super::tile::{DEPTH, Engine, SIDE, Tile};
 use crate::formats::TensorFormat;
@@ -15,10 +16,7 @@ use crate::ops::cube::packed::Layout;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Plan {
     /// The exact kernel.
-    Exact {
-        /// Rows of the input that a unit works on: 1, 2 or 4.
-        unit_m: usize,
-    },
+    Exact(RegisterTile),
     /// Tensor cores.
     Tensor(Tile),
 }
@@ -34,6 +32,8 @@ pub struct Processor {
     pub shared_bytes: usize,
     /// Multiprocessors; a guess for devices that don't say.
     pub multiprocessors: usize,
+    /// Whether the columns of exact products may be divided, where there are too few tiles for the device.
+    pub divided: bool,
 }
 
 /// The most rows of input that are one tile of planes, so that weights are read once.
@@ -62,7 +62,14 @@ impl Processor {
             plane_units: properties.hardware.plane_size_max as usize,
             shared_bytes: properties.hardware.max_shared_memory_size,
             multiprocessors: multiprocessors.map_or(DEFAULT_MULTIPROCESSORS, |count| count as usize),
+            divided: true,
         }
+    }
+
+    /// The same for products of a precision. In exact mode the sums of a row don't depend on how many rows there are,
+    /// so their columns are not divided.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { divided: precision == Precision::Fast, ..self }
     }
 
     /// The rows of activations that products of this precision take.
@@ -79,7 +86,7 @@ impl Processor {
             Some(engine) if engine.row_format() == format => {
                 Plan::Tensor(self.tile(engine, layout, rows, gated))
             }
-            _ => Plan::Exact { unit_m: rows.div_ceil(16).next_power_of_two().min(4) },
+            _ => Plan::Exact(RegisterTile::choose(self.multiprocessors, layout, rows, self.divided)),
         }
     }
 
@@ -218,7 +225,7 @@ mod tests {
 
     fn hopper() -> Processor {
         let engine = Some(Engine::Warpgroups);
-        Processor { engine, plane_units: 32, shared_bytes: 232_448, multiprocessors: 132 }
+        Processor { engine, plane_units: 32, shared_bytes: 232_448, multiprocessors: 132, divided: true }
     }
 
     #[test]
@@ -267,7 +274,7 @@ mod tests {
                         [(32, 48 << 10), (32, 32 << 10), (64, 64 << 10), (16, 16 << 10)]
                     {
                         let engine = Some(Engine::Cooperative);
-                        let processor = Processor { engine, plane_units, shared_bytes, multiprocessors: 64 };
+                        let processor = Processor { engine, plane_units, shared_bytes, ..hopper() };
                         let Plan::Tensor(tile) = processor.plan(&layout, RowFormat::F16, count, true) else {
                             panic!("there are cooperative matrices");
                         };
@@ -289,6 +296,6 @@ mod tests {
         let processor = Processor { engine: None, ..hopper() };
         let layout = Layout::new(TensorFormat::BF16, 64, 64).unwrap();
         assert_eq!(processor.row_format(Precision::Fast), RowFormat::F32);
-        assert_eq!(processor.plan(&layout, RowFormat::F32, 40, false), Plan::Exact { unit_m: 4 });
+        assert!(matches!(processor.plan(&layout, RowFormat::F32, 40, false), Plan::Exact(_)));
     }
 }

@@ -5,8 +5,8 @@ use crate::ops::Precision;
 use crate::ops::cube::matvec::{Hardware, Input};
 use crate::ops::cube::testing::*;
 
-/// Sums of f32 in four chains of a quarter of the terms each, each term off by 2^-24; of block formats with
-/// minima, scaled sums cancel to some tenths of their sizes.
+/// Sums of f32 in one chain, each term off by 2^-24; of block formats with minima, scaled sums cancel to some tenths
+/// of their sizes.
 const EXACT: f64 = 2e-5;
 
 /// Both factors of a term are rounded to 8 bits, each off by 2^-9 of its size at most: 2^-8 for the term, and
@@ -48,8 +48,11 @@ fn tolerance(format: RowFormat) -> f64 {
     }
 }
 
+/// Every tile, and one whose columns are divided.
 fn exact_plans() -> Vec<Plan> {
-    [1, 2, 4].into_iter().map(|unit_m| Plan::Exact { unit_m }).collect()
+    let [first, .., last] = RegisterTile::ALL;
+    let tiles = RegisterTile::ALL.into_iter().chain([RegisterTile { splits: 3, ..first }, last]);
+    tiles.map(Plan::Exact).collect()
 }
 
 /// Divisions for cooperative matrices: one and two stages, all depths, planes in both directions, parts.
@@ -71,10 +74,18 @@ fn cooperative_plans(client: &Client) -> Vec<Plan> {
     tiles.filter(|tile| tile.shared_bytes() <= processor.shared_bytes).map(Plan::Tensor).collect()
 }
 
-/// The exact plans and those that the device's tensor cores have.
+/// The exact plans of which the others differ in sizes alone, and those that the device's tensor cores have.
 fn plans(client: &Client) -> Vec<Plan> {
-    let engine = Processor::of(client).engine;
     let mut plans = exact_plans();
+    plans.drain(..RegisterTile::ALL.len());
+    plans.extend(tensor_plans(client));
+    plans
+}
+
+/// Those that the device's tensor cores have.
+fn tensor_plans(client: &Client) -> Vec<Plan> {
+    let engine = Processor::of(client).engine;
+    let mut plans = Vec::new();
     plans.extend(cooperative_plans(client));
     if matches!(engine, Some(Engine::Planes | Engine::Warpgroups)) {
         let small = Tile::planes(32, 64, 1, 4, 4);
@@ -183,8 +194,10 @@ fn many_rows_are_multiplied_by_every_format() {
         let (rows, outputs) = (70, 67);
         let mut random = Random::new(40);
         let (matrix, weights) = random_matrix(&client, format, outputs, cols, &mut random);
-        // Compiling takes most of the time: one exact plan for each format.
-        for plan in plans(&client).into_iter().skip(2) {
+        // Compiling takes most of the time: one exact plan for each format, the next for the next.
+        let exact = exact_plans();
+        let one = exact[format as usize % exact.len()];
+        for plan in [one].into_iter().chain(tensor_plans(&client)) {
             let (tolerance, from) = precision(&plan);
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
             let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
@@ -202,9 +215,9 @@ fn any_number_of_rows_is_multiplied() {
     let (format, outputs, cols) = (TensorFormat::BF16, 40, 64);
     let mut random = Random::new(41);
     let (matrix, weights) = random_matrix(&client, format, outputs, cols, &mut random);
-    let processor = Processor::of(&client);
     for rows in [1, 9, 16, 17, 33, 65] {
         for precision in [Precision::Exact, Precision::Fast] {
+            let processor = Processor::of(&client).with_precision(precision);
             let from = processor.row_format(precision);
             let tolerance = tolerance(from);
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
@@ -302,16 +315,16 @@ fn rows_are_normalized_on_the_way() {
 fn parts_of_a_product_are_added_up_by_who_reads_them() {
     let Some(client) = client() else { return };
     let hardware = Hardware::of(&client);
-    // Without division where there are no tensor cores: one part. With few rows and few outputs: several.
+    // One part in exact mode. With few rows and few outputs several otherwise.
     let (rows, outputs, cols) = (5, 68, 2048);
     let mut random = Random::new(45);
     let (matrix, weights) = random_matrix(&client, TensorFormat::BF16, outputs, cols, &mut random);
-    let processor = Processor::of(&client);
     for precision in [Precision::Exact, Precision::Fast] {
+        let processor = Processor::of(&client).with_precision(precision);
         let format = processor.row_format(precision);
         let (x, numbers) = random_rows(&client, format, rows, cols, &mut random);
         let parts = part_count(&processor, &matrix.layout, format, rows);
-        assert_eq!(parts > 1, format != RowFormat::F32, "{parts}");
+        assert_eq!(parts > 1, precision == Precision::Fast, "{parts}");
         let divided = poisoned(&client, parts * rows * outputs);
         assert_eq!(linear_parts(&client, &processor, &x, &matrix, &divided, rows), parts);
         let out = poisoned(&client, rows * outputs);

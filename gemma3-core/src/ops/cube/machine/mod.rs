@@ -95,7 +95,7 @@ impl Cube {
         let commands = Commands::open(device)?;
         Some(Self {
             hardware: Hardware::of(commands.client()),
-            processor: Processor::of(commands.client()),
+            processor: Processor::of(commands.client()).with_precision(precision),
             precision,
             device: device.clone(),
             buffers: Mutex::default(),

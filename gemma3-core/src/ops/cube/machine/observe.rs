@@ -8,7 +8,7 @@ use super::sampled::floats;
 use super::stream::{Form, Place, Rows, Stream, Tokens, expect};
 use crate::ops::MachineError;
 use crate::ops::cube::copy::add_to_rows;
-use crate::ops::cube::gemm::{self, Output, Plan, RowFormat, Rows as Operands};
+use crate::ops::cube::gemm::{self, Output, Plan, RegisterTile, RowFormat, Rows as Operands};
 use crate::ops::machine::Values;
 
 impl Cube {
@@ -89,7 +89,15 @@ impl Cube {
             }
             let out = client.empty((count * part.layout.rows).max(1) * size_of::<f32>());
             let (x, to) = (Operands::f32(&self.commands.upload(&filled)), Operands::f32(&out));
-            gemm::launch(client, Plan::Exact { unit_m: 1 }, &x, part, Output::plain(&to), count, None);
+            gemm::launch(
+                client,
+                Plan::Exact(RegisterTile::ALL[0]),
+                &x,
+                part,
+                Output::plain(&to),
+                count,
+                None,
+            );
             products.push((self.commands.download(&out)?, part.layout.rows));
         }
         let mut all = Vec::with_capacity(count * matrix.outputs());

@@ -2,6 +2,7 @@
 
 use cubecl::client::Client;
 use cubecl::features::Plane;
+use cubecl::ir::{ElemType, FloatKind, UIntKind};
 
 use crate::ops::Precision;
 use crate::ops::cube::packed::Layout;
@@ -67,8 +68,12 @@ const MIN_UNITS: usize = 4;
 const DEFAULT_MULTIPROCESSORS: usize = 64;
 /// Units that a multiprocessor runs at once, about.
 const UNITS_OF_MULTIPROCESSOR: usize = 1024;
-/// The runtime that compiles to PTX, where every device has both.
+/// The runtime that compiles to PTX, where every device sums up products of bytes and converts f16.
 const CUDA: &str = "cuda";
+/// The runtime that compiles to SPIR-V. Vulkan has had an instruction for products of bytes since 1.3, and before as an
+/// extension that most drivers have; where a device has neither, cubecl makes the same of others. (WGSL has one too,
+/// `dot4I8Packed`, but cubecl's compiler to WGSL always makes it of others, which is slower than f32.)
+const SPIRV: &str = "wgpu<spirv>";
 
 /// Rows of input from which on a result is one sum, not four side by side, so that more fit in registers.
 pub(crate) const MIN_NARROW_BATCH: usize = 4;
@@ -96,9 +101,21 @@ impl Hardware {
             shared_bytes: hardware.max_shared_memory_size,
             units: multiprocessors * UNITS_OF_MULTIPROCESSOR,
             max_cubes: hardware.max_cube_count.0 as usize,
-            integer_dots: plane_operations && client.name() == CUDA,
-            native_halves: client.name() == CUDA,
+            integer_dots: [CUDA, SPIRV].contains(&client.name()),
+            native_halves: match client.name() {
+                CUDA => true,
+                SPIRV => [ElemType::Float(FloatKind::F16), ElemType::UInt(UIntKind::U16)]
+                    .into_iter()
+                    .all(|kind| client.properties().supports_type(kind)),
+                _ => false,
+            },
         }
+    }
+
+    /// Bytes of the input that a cube stages at most: half of its shared memory, so that two cubes fit; where there is
+    /// little, all but what sums over the cube take.
+    fn staged_bytes(&self) -> usize {
+        (self.shared_bytes / 2).max(13 << 10)
     }
 
     /// Processors that cubes are spread over, about.
@@ -150,7 +167,7 @@ impl Tiling {
         stage: bool,
         precision: Precision,
     ) -> Self {
-        let fits = |activations| Self::staged_bytes(layout, batch, activations) <= hardware.shared_bytes / 2;
+        let fits = |activations| Self::staged_bytes(layout, batch, activations) <= hardware.staged_bytes();
         let integers = precision == Precision::Fast
             && hardware.integer_dots
             && layout.has_blocks()
