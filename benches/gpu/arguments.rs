@@ -52,6 +52,10 @@ pub struct Arguments {
     #[arg(long)]
     pub limits_only: bool,
 
+    /// What a decode step costs beside its computations, and its products by each of their divisions, alone: of `--models`.
+    #[arg(long)]
+    pub costs: bool,
+
     /// Also measure burn's product for the limit; its search for a kernel can take most of a minute.
     #[arg(long)]
     pub burn_gemm: bool,
@@ -125,6 +129,9 @@ pub enum Part {
     Draws,
     Steady,
     Start,
+    Costs,
+    Empty,
+    Divisions,
 }
 
 impl Arguments {

@@ -40,6 +40,12 @@ impl RandomModel {
         Checkpoint::random(self.config.clone(), self.format, 0)
     }
 
+    /// Its sizes.
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda", feature = "rocm")), allow(dead_code))]
+    pub fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
     /// The model on a device.
     pub fn load(&self, device: &Device, arguments: &Arguments) -> Result<Model, Failure> {
         Ok(Model::load(&self.checkpoint()?, device, arguments.load_options())?)

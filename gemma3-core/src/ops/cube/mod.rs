@@ -12,6 +12,7 @@
 //! | `sampling` | logits into the next token |
 //! | `patches` | an image into the vectors of its patches, and these into fewer |
 //! | `commands` | the commands of a model, and how numbers come and go |
+//! | `costs` | what a step costs beside its computations, for benches |
 //! | `machine` | [`Cube`](machine::Cube): what of these is launched, in which order, over which buffers |
 //! | `reduce` | sums over the units of a cube, with plane operations and without |
 //!
@@ -21,6 +22,7 @@
 pub mod attention;
 pub(crate) mod commands;
 pub(crate) mod copy;
+pub mod costs;
 pub mod gelu;
 pub mod gemm;
 pub(crate) mod machine;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cubecl::client::Client;
+use cubecl::client::{Client, Graph};
 use cubecl::server::Handle;
 
 use super::step::Step;
@@ -94,6 +94,11 @@ impl Cache {
             place.layers = Arc::new(copies.collect());
         }
         place.layers.clone()
+    }
+
+    /// The recorded step over it, and the commands that it belongs to.
+    pub(crate) fn recorded(&self) -> Option<(&Graph, &Commands)> {
+        Some((self.step.as_ref()?.graph()?, &self.member.commands))
     }
 
     pub(super) fn member(&self) -> &Arc<Member> {

@@ -86,6 +86,11 @@ impl Step {
         self.program.iter().map(Arc::as_ptr).eq(matrices(shape).map(Arc::as_ptr))
     }
 
+    /// The record, if there is one.
+    pub(super) fn graph(&self) -> Option<&Graph> {
+        self.recorded.as_ref()?.graph.as_ref()
+    }
+
     /// Sets the tokens and their positions.
     pub(super) fn place(&self, cube: &Cube, tokens: Vec<u32>, positions: Vec<u32>) {
         let client = cube.commands.client();
