@@ -204,6 +204,17 @@ pub fn is_gpu(device: &Device) -> bool {
     }
 }
 
+/// The most bytes of a buffer of a GPU; `None` where the memory is the only limit.
+pub(crate) fn most_buffer_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cube")]
+    #[allow(irrefutable_let_patterns, reason = "where only GPUs are built in, nothing else is left")]
+    if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
+        return Some(crate::ops::cube::limits::DeviceLimits::of(&device.client()).buffer_bytes);
+    }
+    let _ = device;
+    None
+}
+
 /// Runs what waits for a GPU by burn's means (reads a tensor, synchronizes) while no decode step is being recorded.
 ///
 /// CUDA records in a mode in which waiting for the device fails in any thread, and spoils the record. This library's own

@@ -13,6 +13,7 @@
 //! | `patches` | an image into the vectors of its patches, and these into fewer |
 //! | `commands` | the commands of a model, and how numbers come and go |
 //! | `costs` | what a step costs beside its computations, for benches |
+//! | `limits` | what a device allows at most: bytes of a buffer, work at once |
 //! | `machine` | [`Cube`](machine::Cube): what of these is launched, in which order, over which buffers |
 //! | `reduce` | sums over the units of a cube, with plane operations and without |
 //!
@@ -25,6 +26,7 @@ pub(crate) mod copy;
 pub mod costs;
 pub mod gelu;
 pub mod gemm;
+pub(crate) mod limits;
 pub(crate) mod machine;
 pub mod matvec;
 pub mod packed;

@@ -11,8 +11,10 @@ use crate::ops::cube::attention::{
     Chunk as ChunkOf, ChunkHeads, DecodeAttention, DecodeInputs, PrefillAttention, PrefillBuffers,
     PrefillPath, combine_splits, decode_attention, norm_rope_cache_chunk, prefill_attention,
 };
+use crate::ops::cube::commands::part;
 use crate::ops::cube::copy::{Rectangle, copy_rectangle};
 use crate::ops::cube::gemm::{RowFormat, Rows as Operands};
+use crate::ops::cube::limits::product_flops;
 use crate::ops::machine::{Heads, ModelShape};
 
 const NO_LAYER: MachineError = MachineError::Bug { what: "a cache lacks a layer of the model" };
@@ -191,8 +193,24 @@ impl Cube {
         norm_rope_cache_chunk(client, of, tokens, heads.heads, cache.layout, self.hardware.groups(1));
         let attention = PrefillAttention { cache: cache.layout, heads: heads.heads };
         let (keys, values) = (&cache.keys, &cache.values);
-        let over = PrefillBuffers { queries, keys, values, visible: &visible, out };
-        prefill_attention(client, attention, 0, chunk.rows, over, path);
+        let (rows, width) = (chunk.rows, heads.query_width());
+        let end = chunk.queries.end;
+        let seen = heads.window.map_or(end, |window| end.min(window + rows));
+        // Two products.
+        let flops = |rows: usize| 2 * product_flops(rows, width, seen);
+        let each = self.commands.limits().rows_of_launch(rows, flops(1));
+        for first in (0..rows).step_by(each) {
+            let count = each.min(rows - first);
+            self.commands.spend(flops(count));
+            let words = |handle: &Handle, width: usize| {
+                let bytes = |count: usize| count * width * size_of::<u32>();
+                part(handle, bytes(first), bytes(count))
+            };
+            let (queries, visible) = (words(queries, width), words(&visible, 2));
+            let out = out.part(first, count, width);
+            let over = PrefillBuffers { queries: &queries, keys, values, visible: &visible, out: &out };
+            prefill_attention(client, attention, 0, count, over, path);
+        }
         Ok(())
     }
 }

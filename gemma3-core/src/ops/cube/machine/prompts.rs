@@ -35,16 +35,43 @@ struct Layout {
 }
 
 impl Cube {
-    /// Appends tokens to sequences, one chunk of each; gives the logits that are asked for, if any are.
+    /// Appends tokens to sequences, one chunk of each, in as many passes as the device holds their rows in; gives the logits
+    /// that are asked for, if any are.
     ///
     /// # Errors
     ///
-    /// When the device fails.
+    /// When the device fails, or can't hold the rows of one chunk, or of all where somebody looks into the pass.
     pub(super) fn compute_chunks<P: Program<Self>>(
         &self,
         entrants: &mut [Indexed<'_, '_>],
         program: &mut P,
-    ) -> Result<Option<Answer>, MachineError> {
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), MachineError> {
+        let most = match program.is_observed() {
+            true => usize::MAX, // What is seen is of all of them.
+            false => Widths::of(&program.shape()).most_rows(self.commands.limits()),
+        };
+        let mut rest = entrants;
+        while !rest.is_empty() {
+            let mut rows = 0;
+            let fitting = rest.iter().take_while(|(_, entrant)| {
+                rows += entrant.input.len();
+                rows <= most
+            });
+            let (now, later) = rest.split_at_mut(fitting.count().max(1));
+            self.compute_together(now, program, answers)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// One pass over chunks.
+    fn compute_together<P: Program<Self>>(
+        &self,
+        entrants: &mut [Indexed<'_, '_>],
+        program: &mut P,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), MachineError> {
         let Layout { ids, all, spans, wanted, indices } = self.lay_out(entrants)?;
         let rows = ids.len();
         let ids = self.commands.upload_words(&ids);
@@ -52,27 +79,32 @@ impl Cube {
         let logits = {
             let mut shared = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
             let shape = program.shape();
+            let (widths, limits) = (Widths::of(&shape), self.commands.limits());
+            limits.expect_buffer(widths.bytes(rows), "to hold the rows of a pass; take a shorter chunk")?;
             // What is too small is given back first.
-            let suits = |buffers: &Buffers| buffers.rows >= rows && buffers.widths == Widths::of(&shape);
+            let suits = |buffers: &Buffers| buffers.rows >= rows && buffers.widths == widths;
             let last = shared.take().filter(suits);
-            let buffers = last.unwrap_or_else(|| Buffers::new(self, &shape, rows.next_multiple_of(ROWS)));
+            let rounded = rows.next_multiple_of(ROWS).min(widths.most_rows(limits));
+            let buffers = last.unwrap_or_else(|| Buffers::new(self, &shape, rounded));
             drop(shape);
             let tokens = Tokens::Chunks(Chunks { all, spans, wanted });
             let mut stream = Stream::new(shared.insert(buffers), rows, &ids, tokens);
             program.run(self, &mut stream)?;
             stream.logits
         };
-        match logits {
-            None if indices.is_empty() => Ok(None),
-            None => Err(MachineError::Bug { what: "a program ended without logits" }),
-            Some(logits) => {
-                let reading = self.commands.start_reading(&logits);
-                let fill = move |bytes: &[u8], outcomes: &mut [_]| {
-                    fill_logits(bytes, vocab, indices.into_iter().enumerate(), outcomes)
-                };
-                Ok(Some(Answer { reading, fill: Box::new(fill) }))
-            }
+        if logits.is_empty() && !indices.is_empty() {
+            return Err(MachineError::Bug { what: "a program ended without logits" });
         }
+        let mut indices = indices.into_iter();
+        for (logits, rows) in logits {
+            let reading = self.commands.start_reading(&logits);
+            let of: Vec<usize> = indices.by_ref().take(rows).collect();
+            let fill = move |bytes: &[u8], outcomes: &mut [_]| {
+                fill_logits(bytes, vocab, of.into_iter().enumerate(), outcomes)
+            };
+            answers.push(Answer { reading, fill: Box::new(fill) });
+        }
+        Ok(())
     }
 
     /// Puts the tokens of sequences one after the other.
@@ -130,7 +162,7 @@ impl Cube {
         let hidden = x.buffers.widths.hidden;
         expect(table.takes(hidden), "the embeddings are not as wide as their stream")?;
         x.hold(Some(table), &[]);
-        look_up(self.commands.client(), table.whole()?, x.ids, x.x(), x.rows, scale);
+        look_up(self.commands.client(), table.stacks(), x.ids, x.x(), x.rows, scale);
         if let Tokens::Chunks(chunks) = &x.tokens {
             for (row, vectors) in &chunks.spans {
                 let fits = vectors.width() == hidden && row.saturating_add(vectors.len()) <= x.rows;

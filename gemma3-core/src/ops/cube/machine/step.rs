@@ -43,6 +43,8 @@ pub(super) struct StepBuffers {
     pub(super) positions: Handle,
     /// f32 \[sequences, vocab\].
     pub(super) logits: Handle,
+    /// Where those of a part of the head are made, if it lies in several.
+    part: Option<Handle>,
     pass: Buffers,
     pub(super) sequences: usize,
     pub(super) vocab: usize,
@@ -74,6 +76,7 @@ impl Step {
             tokens: empty(sequences),
             positions: empty(sequences),
             logits: empty(sequences * vocab),
+            part: Cube::part_of_head(client, shape.head, sequences),
             pass: Buffers::for_steps(cube, shape, sequences),
             sequences,
             vocab,
@@ -164,11 +167,12 @@ impl Recorded {
         held: Option<Vec<Handle>>,
     ) -> Result<Option<Vec<Handle>>, MachineError> {
         let StepBuffers { positions, logits, .. } = buffers;
-        let tokens = Tokens::Step(StepTokens { positions, layers, partial: &self.partial, logits });
+        let part = buffers.part.as_ref();
+        let tokens = Tokens::Step(StepTokens { positions, layers, partial: &self.partial, logits, part });
         let mut stream = Stream::new(&buffers.pass, buffers.sequences, &buffers.tokens, tokens);
         stream.held = held;
         program.run(cube, &mut stream)?;
-        if stream.logits.is_none() {
+        if stream.logits.is_empty() {
             return Err(MachineError::Bug { what: "a program ended without logits" });
         }
         if let Some(sampling) = &self.sampling {
