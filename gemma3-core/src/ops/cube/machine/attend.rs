@@ -8,8 +8,9 @@ use super::matrix::Vector;
 use super::stream::{Chunk, Chunks, Form, Place, Rows, StepTokens, Stream, Tokens, expect};
 use crate::ops::MachineError;
 use crate::ops::cube::attention::{
-    Chunk as ChunkOf, ChunkHeads, DecodeAttention, DecodeInputs, PrefillAttention, PrefillBuffers,
-    PrefillPath, combine_splits, decode_attention, norm_rope_cache_chunk, prefill_attention,
+    Chunk as ChunkOf, ChunkHeads, Combined, DecodeAttention, DecodeInputs, PrefillAttention, PrefillBuffers,
+    PrefillPath, combine_splits, combines_at_once, decode_attention, norm_rope_cache_chunk,
+    prefill_attention,
 };
 use crate::ops::cube::commands::part;
 use crate::ops::cube::copy::{Rectangle, copy_rectangle};
@@ -99,19 +100,29 @@ impl Cube {
             query_factor: heads.query_factor,
             eps: heads.q_norm.eps,
         };
-        decode_attention(client, attention, inputs);
         // As the output product reads it.
         let is_written = |format: RowFormat| format == RowFormat::Bf16 && format.is_full(heads.query_width());
-        match self.many(x) {
-            Some(inputs) if is_written(inputs.attended.format) => {
-                combine_splits(client, attention, step.partial, &inputs.attended);
-                Ok(Form::Written)
+        let floats = Operands::f32(&buffers.attended);
+        let (out, form) = match self.many(x) {
+            Some(inputs) if is_written(inputs.attended.format) => (&inputs.attended, Form::Written),
+            _ => (&floats, Form::Floats),
+        };
+        match step.counters {
+            Some(counters) => {
+                decode_attention(client, attention, inputs, Some(Combined { counters, out }));
             }
-            _ => {
-                combine_splits(client, attention, step.partial, &Operands::f32(&buffers.attended));
-                Ok(Form::Floats)
+            None => {
+                decode_attention(client, attention, inputs, None);
+                combine_splits(client, attention, step.partial, out);
             }
         }
+        Ok(form)
+    }
+
+    /// What the cubes of a step's attention count themselves with, where they can.
+    pub(super) fn counters(&self, layers: &[LayerBuffers]) -> Option<Handle> {
+        let count = layers.iter().map(|layer| layer.layout.sequences * layer.layout.kv_heads).max()?;
+        combines_at_once(self.commands.client()).then(|| self.commands.upload_words(&vec![0; count]))
     }
 
     /// Consecutive tokens of one sequence, which are all rows of the pass.

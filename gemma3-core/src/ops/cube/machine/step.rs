@@ -60,6 +60,8 @@ struct Recorded {
     cache: Weak<Vec<LayerBuffers>>,
     /// Where the parts of attention are gathered.
     partial: Handle,
+    /// Where those who make them count themselves, if the last of them combines them.
+    counters: Option<Handle>,
     /// The sampling that follows, if any: the identity of its buffers.
     sampling: Option<Arc<SamplingBuffers>>,
     /// The weights of the record.
@@ -123,6 +125,7 @@ impl Step {
             graph: None,
             cache: Arc::downgrade(layers),
             partial: cube.commands.client().empty(partial),
+            counters: cube.counters(layers),
             sampling,
             weights: Vec::new(),
         };
@@ -168,7 +171,8 @@ impl Recorded {
     ) -> Result<Option<Vec<Handle>>, MachineError> {
         let StepBuffers { positions, logits, .. } = buffers;
         let part = buffers.part.as_ref();
-        let tokens = Tokens::Step(StepTokens { positions, layers, partial: &self.partial, logits, part });
+        let (partial, counters) = (&self.partial, self.counters.as_ref());
+        let tokens = Tokens::Step(StepTokens { positions, layers, partial, counters, logits, part });
         let mut stream = Stream::new(&buffers.pass, buffers.sequences, &buffers.tokens, tokens);
         stream.held = held;
         program.run(cube, &mut stream)?;

@@ -58,6 +58,8 @@ pub(super) struct StepTokens<'a> {
     pub(super) layers: &'a [LayerBuffers],
     /// Where the parts of attention are gathered.
     pub(super) partial: &'a Handle,
+    /// Zeros, by which the last of the cubes that make them knows that it is, where it combines them.
+    pub(super) counters: Option<&'a Handle>,
     /// Where logits go, f32 \[sequences, vocab\].
     pub(super) logits: &'a Handle,
     /// Where those of a part of the head are made, if it lies in several.
