@@ -13,7 +13,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::{Handle, ServerError};
 
-use super::limits::DeviceLimits;
+use super::limits::{DeviceLimits, WGPU};
 
 /// A client whose commands go to one stream, whatever thread they come from. A recorded step has to be replayed
 /// on the stream that it was recorded on, and what it reads has to be written there; so everything that belongs
@@ -101,6 +101,11 @@ impl Commands {
     /// The client that speaks to the stream.
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Whether the host encodes every launch of a replay anew, with a barrier in front of it, as wgpu's runtime does.
+    pub(crate) fn encodes_replays(&self) -> bool {
+        self.client.name().starts_with(WGPU)
     }
 
     /// What the device allows at most.

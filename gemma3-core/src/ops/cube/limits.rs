@@ -28,8 +28,8 @@ pub(crate) struct DeviceLimits {
 const SUBMISSION_FLOPS: u64 = 60_000_000_000;
 /// Rows of which those of a launch are a multiple: kernels take about as many at once, and buffers can be bound from there.
 const GRANULARITY: usize = 64;
-/// Begins the names of the runtimes whose devices draw, too.
-const DRAWING: &str = "wgpu";
+/// Begins the names of wgpu's runtimes, whose devices draw, too.
+pub(super) const WGPU: &str = "wgpu";
 
 #[cfg(test)]
 std::thread_local! {
@@ -45,7 +45,7 @@ impl DeviceLimits {
         let limits = Self {
             buffer_bytes: memory.max_page_size / alignment * alignment,
             alignment,
-            submission_flops: client.name().starts_with(DRAWING).then_some(SUBMISSION_FLOPS),
+            submission_flops: client.name().starts_with(WGPU).then_some(SUBMISSION_FLOPS),
         };
         #[cfg(test)]
         let limits = FORCED.get().map_or(limits, |forced| Self {

@@ -119,10 +119,12 @@ impl Cube {
         Ok(form)
     }
 
-    /// What the cubes of a step's attention count themselves with, where they can.
+    /// What the cubes of a step's attention count themselves with, where they can, and where that costs less than a launch:
+    /// in a graph of CUDA's the next one begins sooner.
     pub(super) fn counters(&self, layers: &[LayerBuffers]) -> Option<Handle> {
         let count = layers.iter().map(|layer| layer.layout.sequences * layer.layout.kv_heads).max()?;
-        combines_at_once(self.commands.client()).then(|| self.commands.upload_words(&vec![0; count]))
+        let saves = self.commands.encodes_replays() && combines_at_once(self.commands.client());
+        saves.then(|| self.commands.upload_words(&vec![0; count]))
     }
 
     /// Consecutive tokens of one sequence, which are all rows of the pass.
