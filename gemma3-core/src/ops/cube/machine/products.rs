@@ -332,7 +332,7 @@ impl Cube {
         1
     }
 
-    /// [`linear`](gemm::linear) in launches that take no longer than a submission may.
+    /// A product of many rows, in launches that take no longer than a submission may.
     pub(super) fn launch_linear(
         &self,
         x: &Operands,

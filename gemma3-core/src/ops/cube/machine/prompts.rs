@@ -47,6 +47,9 @@ impl Cube {
         program: &mut P,
         answers: &mut Vec<Answer>,
     ) -> Result<(), MachineError> {
+        if entrants.is_empty() {
+            return Ok(());
+        }
         let most = match program.is_observed() {
             true => usize::MAX, // What is seen is of all of them.
             false => Widths::of(&program.shape()).most_rows(self.commands.limits()),
