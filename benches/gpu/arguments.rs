@@ -56,6 +56,10 @@ pub struct Arguments {
     #[arg(long)]
     pub tiles: bool,
 
+    /// What a decode step costs beside its computations, and its products by each of their divisions, alone: of `--models`.
+    #[arg(long)]
+    pub costs: bool,
+
     /// Also measure burn's product for the limit; its search for a kernel can take most of a minute.
     #[arg(long)]
     pub burn_gemm: bool,
@@ -129,6 +133,9 @@ pub enum Part {
     Draws,
     Steady,
     Start,
+    Costs,
+    Empty,
+    Divisions,
 }
 
 impl Arguments {

@@ -14,11 +14,22 @@ use crate::Failure;
 use crate::arguments::Part;
 
 /// Runs this program once more with the same arguments, for one part, and hands on what it [`answer`]s, at once.
-pub fn run<T: DeserializeOwned>(part: Part, subject: &str, mut each: impl FnMut(T)) -> Result<(), Failure> {
+pub fn run<T: DeserializeOwned>(part: Part, subject: &str, each: impl FnMut(T)) -> Result<(), Failure> {
+    run_with(part, subject, &[], each)
+}
+
+/// [`run`] with more in the environment.
+pub fn run_with<T: DeserializeOwned>(
+    part: Part,
+    subject: &str,
+    environment: &[(&str, String)],
+    mut each: impl FnMut(T),
+) -> Result<(), Failure> {
     let value = part.to_possible_value().ok_or("a part without a name")?;
     let mut child = Command::new(env::current_exe()?)
         .args(env::args_os().skip(1))
         .args(["--part", value.get_name(), "--subject", subject])
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::piped())
         .spawn()?;
     let answers = child.stdout.take().ok_or("a process without an output")?;

@@ -5,14 +5,24 @@
 //! First the device's limits are measured: how fast it copies, and how fast it multiplies large matrices. A decode then
 //! has its share of the first, a prefill and the image encoder have theirs of the second ([`work`] says of what). With
 //! further options: the host's memory while a model loads (`--load`), whether a seed repeats (`--determinism`), many
-//! steps in a row (`--steady`), the time of a start (`--warm`). `--tiles` alone measures the products of devices without
-//! matrix hardware, by each of their tiles, against plain multiply-adds.
+//! steps in a row (`--steady`), the time of a start (`--warm`). Alone, `--tiles` measures the products of devices without
+//! matrix hardware by each of their tiles, against plain multiply-adds, and `--costs` what a decode step costs beside its
+//! computations.
 //!
 //! Each part runs in a process of its own ([`child`]); this one only prints and writes. Without any argument, as
 //! `cargo test --benches` runs it, nothing is measured.
 
 mod arguments;
 mod child;
+#[cfg(any(
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "webgpu",
+    feature = "cuda",
+    feature = "rocm"
+))]
+mod costs;
 mod determinism;
 mod folder;
 #[cfg(any(
@@ -77,6 +87,7 @@ fn main() -> Result<(), Failure> {
             feature = "rocm"
         ))]
         None if arguments.tiles => tiles::print(&arguments),
+        None if arguments.costs => costs::print(&arguments),
         None => run_all(&arguments),
     }
 }
@@ -94,6 +105,17 @@ fn run_part(part: Part, arguments: &Arguments) -> Result<(), Failure> {
         Part::Draws => determinism::run(&subject.parse()?, arguments),
         Part::Steady => steady::run(&subject.parse()?, arguments),
         Part::Start => start::run(&subject.parse()?, arguments),
+        #[cfg(any(
+            feature = "wgpu",
+            feature = "vulkan",
+            feature = "metal",
+            feature = "webgpu",
+            feature = "cuda",
+            feature = "rocm"
+        ))]
+        Part::Costs | Part::Empty | Part::Divisions => costs::run(part, arguments),
+        #[allow(unreachable_patterns, reason = "without GPUs nothing else is left")]
+        _ => Err("this part is of GPUs".into()),
     }
 }
 

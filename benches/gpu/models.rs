@@ -53,6 +53,12 @@ impl RandomModel {
         ]
     }
 
+    /// Its sizes.
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda", feature = "rocm")), allow(dead_code))]
+    pub fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
     /// The model on a device.
     pub fn load(&self, device: &Device, arguments: &Arguments) -> Result<Model, Failure> {
         Ok(Model::load(&self.checkpoint()?, device, arguments.load_options())?)

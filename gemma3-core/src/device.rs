@@ -119,9 +119,37 @@ fn prepare(device: &Device) {
     #[cfg(feature = "cube")]
     #[allow(irrefutable_let_patterns, reason = "where only GPUs are built in, nothing else is left")]
     if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
+        #[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+        prepare_wgpu(device);
         let _ = device.client();
     }
     let _ = device;
+}
+
+/// Launches of which wgpu's runtime makes one submission: 32 unless it is told, which are six submissions for a decode step
+/// of the 1B. More of them, and the device would have nothing to do while a prompt's first are made; how long a submission
+/// takes is bounded elsewhere.
+#[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+const LAUNCHES_OF_SUBMISSION: usize = 64;
+
+/// Opens a device of wgpu's with this library's settings, the first time; one that the application has opened before, and
+/// what it says in `CUBECL_WGPU_MAX_TASKS`, stay as they are.
+#[cfg(all(feature = "wgpu", not(target_family = "wasm")))]
+fn prepare_wgpu(device: &cubecl::Device) {
+    use cubecl::wgpu::{AutoGraphicsApi, RuntimeOptions, WgpuDevice, WgpuDeviceKind, try_init_setup};
+
+    static PREPARED: Mutex<Vec<WgpuDevice>> = Mutex::new(Vec::new());
+    let cubecl::Device::Wgpu(device) = device else { return };
+    let mut prepared = PREPARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_anothers = matches!(device.kind, WgpuDeviceKind::Existing(_));
+    if is_anothers || prepared.contains(device) || std::env::var_os("CUBECL_WGPU_MAX_TASKS").is_some() {
+        return;
+    }
+    prepared.push(device.clone());
+    if let Ok(options) = RuntimeOptions::with_tasks_max(Some(LAUNCHES_OF_SUBMISSION)) {
+        // An error: it is open already, or can't be opened, which the runtime says when it is used.
+        let _ = try_init_setup::<AutoGraphicsApi>(device, options);
+    }
 }
 
 /// The devices of one backend. burn looks for adapters and drivers here, and a driver that is broken
@@ -202,6 +230,17 @@ pub fn is_gpu(device: &Device) -> bool {
         #[allow(unreachable_patterns)] // With GPUs only, nothing is left.
         _ => false,
     }
+}
+
+/// The most bytes of a buffer of a GPU; `None` where the memory is the only limit.
+pub(crate) fn most_buffer_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cube")]
+    #[allow(irrefutable_let_patterns, reason = "where only GPUs are built in, nothing else is left")]
+    if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
+        return Some(crate::ops::cube::limits::DeviceLimits::of(&device.client()).buffer_bytes);
+    }
+    let _ = device;
+    None
 }
 
 /// Runs what waits for a GPU by burn's means (reads a tensor, synchronizes) while no decode step is being recorded.

@@ -15,6 +15,16 @@ pub(super) fn check(needed_bytes: u64, device: &Device) -> Result<(), CacheError
     }
 }
 
+/// Checks the bytes of the keys of a layer against what the device holds in one piece.
+pub(super) fn check_layer(needed_bytes: u64, device: &Device) -> Result<(), CacheError> {
+    match crate::device::most_buffer_bytes(device) {
+        Some(most_bytes) if needed_bytes > most_bytes => {
+            Err(CacheError::BeyondBuffer { needed_bytes, most_bytes })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn available_bytes(device: &Device) -> Option<u64> {
     if crate::device::is_cpu(device) {
         let mut system = sysinfo::System::new().ok()?;

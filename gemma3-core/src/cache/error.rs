@@ -38,6 +38,16 @@ pub enum CacheError {
         /// Bytes that the device says it has.
         available_bytes: u64,
     },
+    /// The keys of a layer are larger than what the device holds in one piece.
+    #[error(
+        "the keys of a layer take {needed_bytes} bytes, but the device allows {most_bytes} in a buffer; choose a smaller capacity"
+    )]
+    BeyondBuffer {
+        /// Bytes that the keys of a layer take, and its values as many.
+        needed_bytes: u64,
+        /// The most bytes of a buffer.
+        most_bytes: u64,
+    },
     /// More tokens than there is room for.
     #[error("{count} tokens do not fit: {len} of {capacity} positions are taken")]
     Full {

@@ -139,8 +139,9 @@ impl KvCache {
     ///
     /// # Errors
     ///
-    /// Those of [`CacheOptions::bytes`], [`CacheError::UnsupportedDtype`], and [`CacheError::OutOfMemory`] if the
-    /// device's memory (for CPU devices the memory that the system says is available) is smaller than the cache.
+    /// Those of [`CacheOptions::bytes`], [`CacheError::UnsupportedDtype`], [`CacheError::OutOfMemory`] if the
+    /// device's memory (for CPU devices the memory that the system says is available) is smaller than the cache, and
+    /// [`CacheError::BeyondBuffer`] if a GPU can't hold a layer's keys in one piece.
     pub(crate) fn new(
         config: &TextConfig,
         options: &CacheOptions,
@@ -155,6 +156,7 @@ impl KvCache {
         let bytes = options.bytes(config)?;
         available::check(bytes, device)?;
         let shape = options.shape(config, capacity);
+        available::check_layer(shape.layer_bytes(), device)?;
         Ok(Self {
             memory: memory(&shape),
             shape,

@@ -52,6 +52,15 @@ pub struct CacheShape {
     pub dtype: CacheDtype,
 }
 
+impl CacheShape {
+    /// Bytes of the keys of the largest layer; its values take as many.
+    pub(super) fn layer_bytes(&self) -> u64 {
+        let slots = self.rings.iter().map(Ring::slots).max().unwrap_or(0) as u64;
+        let position = (self.kv_heads * self.head_dim) as u64 * self.dtype.bytes();
+        slots.saturating_mul(position)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -117,3 +117,20 @@ fn a_generation_ends_with_the_error() {
         assert_eq!(session.computed(), 0, "what is in the cache is of no use");
     }
 }
+
+#[test]
+fn a_cache_of_which_a_layer_is_beyond_a_buffer_is_refused() {
+    use crate::ops::cube::limits::{DeviceLimits, FORCED};
+    let Some(model) = model() else { return };
+    let options = CacheOptions { capacity: Some(256), chunk: 16, dtype: Some(crate::cache::CacheDtype::F32) };
+    let limits = |buffer_bytes| DeviceLimits { buffer_bytes, alignment: 256, submission_flops: None };
+    // 256 positions of 2 heads of 16 numbers.
+    FORCED.set(Some(limits(256 * 128 - 1)));
+    let refused = model.new_cache(&options);
+    FORCED.set(Some(limits(256 * 128)));
+    let made = model.new_cache(&options);
+    FORCED.set(None);
+    let error = crate::cache::CacheError::BeyondBuffer { needed_bytes: 256 * 128, most_bytes: 256 * 128 - 1 };
+    assert_eq!(refused.err(), Some(error));
+    assert!(made.is_ok());
+}

@@ -37,6 +37,9 @@ mod weights;
 #[cfg(feature = "flex")]
 pub use cpu::{Cpu, CpuCache, CpuFeatures, CpuMatrix, CpuRows, CpuStream};
 #[cfg(feature = "cube")]
+#[doc(hidden)]
+pub use cube::costs;
+#[cfg(feature = "cube")]
 pub use cube::machine::Cube;
 #[cfg(feature = "cube")]
 #[doc(hidden)]

@@ -13,12 +13,24 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::{Handle, ServerError};
 
+use super::limits::{DeviceLimits, WGPU};
+
 /// A client whose commands go to one stream, whatever thread they come from. A recorded step has to be replayed
 /// on the stream that it was recorded on, and what it reads has to be written there; so everything that belongs
 /// to a model goes through its stream.
 #[derive(Clone)]
 pub(crate) struct Commands {
     client: Client,
+    limits: DeviceLimits,
+    /// What has been launched since the last submission that was asked for.
+    spent: Arc<Spent>,
+}
+
+/// Work that a device was given.
+#[derive(Debug, Default)]
+struct Spent {
+    flops: AtomicU64,
+    submissions: AtomicU64,
 }
 
 /// Streams of threads count from 0; those of models lie beyond, so that few devices' stream pools, which take
@@ -39,6 +51,12 @@ pub(crate) fn waiting<T>(wait: impl FnOnce() -> T) -> T {
 pub(crate) fn recording<T>(record: impl FnOnce() -> T) -> T {
     let _alone = RECORDING.write().unwrap_or_else(PoisonError::into_inner);
     record()
+}
+
+/// A part of a buffer.
+pub(crate) fn part(buffer: &Handle, start: usize, bytes: usize) -> Handle {
+    let (start, bytes) = (start as u64, bytes as u64);
+    buffer.clone().offset_start(start).offset_end(buffer.size_in_used().saturating_sub(start + bytes))
 }
 
 type ReadBytes = Pin<Box<dyn Future<Output = Result<Vec<Bytes>, ServerError>> + Send>>;
@@ -77,12 +95,41 @@ impl Commands {
         // SAFETY: the client is ours alone. Buffers made on other streams and used on this one are waited for by
         // the server, as between threads; nothing else depends on which stream a client names.
         unsafe { client.set_stream(StreamId { value }) };
-        Some(Self { client })
+        Some(Self { limits: DeviceLimits::of(&client), client, spent: Arc::default() })
     }
 
     /// The client that speaks to the stream.
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Whether the host encodes every launch of a replay anew, with a barrier in front of it, as wgpu's runtime does.
+    pub(crate) fn encodes_replays(&self) -> bool {
+        self.client.name().starts_with(WGPU)
+    }
+
+    /// What the device allows at most.
+    pub(crate) fn limits(&self) -> &DeviceLimits {
+        &self.limits
+    }
+
+    /// Notes that launches of so many operations follow. Where a submission must not take too long, what was launched
+    /// before is submitted first if it would become too much with them.
+    pub(crate) fn spend(&self, flops: u64) {
+        let Some(most) = self.limits.submission_flops else { return };
+        let before = self.spent.flops.fetch_add(flops, Ordering::Relaxed);
+        if before > 0 && before.saturating_add(flops) > most {
+            self.spent.flops.store(flops, Ordering::Relaxed);
+            self.spent.submissions.fetch_add(1, Ordering::Relaxed);
+            // A device that fails says so where something is read from it.
+            let _ = self.client.flush();
+        }
+    }
+
+    /// Submissions that [`spend`](Self::spend) asked for.
+    #[cfg(test)]
+    pub(crate) fn submissions(&self) -> u64 {
+        self.spent.submissions.load(Ordering::Relaxed)
     }
 
     /// Copies numbers to the device.

@@ -104,40 +104,69 @@ pub(crate) fn copy_rectangle(
     rows: usize,
     quads: usize,
 ) {
+    copy_vectors(client, 4, from, to, rows, quads);
+}
+
+/// Copies the rows of a matrix \[rows, width\] of 4-byte numbers to columns of another, which is `to_width` wide, from
+/// `column` on.
+pub(crate) fn copy_columns(
+    client: &Client,
+    [from, to]: [&Handle; 2],
+    rows: usize,
+    width: usize,
+    to_width: usize,
+    column: usize,
+) {
+    let words = if [width, to_width, column].iter().all(|count| count.is_multiple_of(4)) { 4 } else { 1 };
+    let from = Rectangle { buffer: from, width: width / words, row: 0, column: 0 };
+    let to = Rectangle { buffer: to, width: to_width / words, row: 0, column: column / words };
+    copy_vectors(client, words, from, to, rows, width / words);
+}
+
+/// [`copy_rectangle`] of vectors of so many words in the place of quads.
+fn copy_vectors(
+    client: &Client,
+    words: usize,
+    from: Rectangle<'_>,
+    to: Rectangle<'_>,
+    rows: usize,
+    columns: usize,
+) {
     let start = |part: &Rectangle<'_>| (part.row * part.width + part.column) as u32;
     let end = |part: &Rectangle<'_>| (part.row + rows) * part.width;
     // SAFETY: the last index of a rectangle is below the end of its last row.
     unsafe {
         copy_rectangle_kernel::launch_unchecked(
             client,
-            CubeCount::Static((quads as u32).div_ceil(UNITS), rows as u32, 1),
+            CubeCount::Static((columns as u32).div_ceil(UNITS), rows as u32, 1),
             CubeDim::new_1d(UNITS),
+            words,
             BufferArg::from_raw_parts(from.buffer.clone(), end(&from)),
             BufferArg::from_raw_parts(to.buffer.clone(), end(&to)),
             start(&from),
             from.width as u32,
             start(&to),
             to.width as u32,
-            quads as u32,
+            columns as u32,
         );
     }
 }
 
 #[cube(launch_unchecked)]
-fn copy_rectangle_kernel(
-    from: &[Vector<u32, Const<4>>],
-    to: &mut [Vector<u32, Const<4>>],
+fn copy_rectangle_kernel<N: Size>(
+    from: &[Vector<u32, N>],
+    to: &mut [Vector<u32, N>],
     from_start: u32,
     from_width: u32,
     to_start: u32,
     to_width: u32,
-    quads: u32,
+    columns: u32,
 ) {
-    let quad = CUBE_POS_X * UNITS + UNIT_POS_X;
-    if quad < quads {
+    let column = CUBE_POS_X * UNITS + UNIT_POS_X;
+    if column < columns {
         let row = CUBE_POS_Y;
-        to[(to_start + row * to_width + quad) as usize] =
-            from[(from_start + row * from_width + quad) as usize];
+        to[(to_start + row * to_width + column) as usize] =
+            from[(from_start + row * from_width + column) as usize];
     }
 }
 
@@ -199,6 +228,22 @@ mod tests {
                 assert_eq!(*value, from[(row + 1) * width + column - 4]);
             } else {
                 assert!(value.is_nan(), "{index} was written");
+            }
+        }
+    }
+
+    #[test]
+    fn columns_are_put_beside_others() {
+        let Some(client) = client() else { return };
+        let mut random = Random::new(42);
+        for (width, to_width, column) in [(8, 20, 4), (5, 13, 6), (4, 7, 3)] {
+            let from = random.floats(3 * width);
+            let to = poisoned(&client, 3 * to_width);
+            copy_columns(&client, [&upload(&client, &from), &to], 3, width, to_width, column);
+            for (row, found) in download(&client, &to).chunks_exact(to_width).enumerate() {
+                assert_eq!(found[column..column + width], from[row * width..][..width]);
+                let others = found[..column].iter().chain(&found[column + width..]);
+                assert!(others.copied().all(f32::is_nan), "{width} in {to_width}");
             }
         }
     }

@@ -12,6 +12,8 @@
 //! | `sampling` | logits into the next token |
 //! | `patches` | an image into the vectors of its patches, and these into fewer |
 //! | `commands` | the commands of a model, and how numbers come and go |
+//! | `costs` | what a step costs beside its computations, for benches |
+//! | `limits` | what a device allows at most: bytes of a buffer, work at once |
 //! | `machine` | [`Cube`](machine::Cube): what of these is launched, in which order, over which buffers |
 //! | `trial` | multiply-adds and products by themselves, for benches |
 //! | `reduce` | sums and largest values over the units of a cube, with plane operations and without |
@@ -22,8 +24,10 @@
 pub mod attention;
 pub(crate) mod commands;
 pub(crate) mod copy;
+pub mod costs;
 pub mod gelu;
 pub mod gemm;
+pub(crate) mod limits;
 pub(crate) mod machine;
 pub mod matvec;
 pub mod packed;

@@ -4,19 +4,23 @@
 //! The keys are divided among a fixed number of cubes, however many there are, so that the launch doesn't
 //! depend on the position; those beyond the sequence's length have little to do. Each cube prepares the
 //! queries of one head of keys for itself, while its first keys are on their way, and leaves a softmax that is
-//! combined with the others' afterwards ([`combine_splits`](super::combine_splits)). The cube to whose keys the newest
-//! position belongs writes its key and value; nobody reads them from the cache in the same launch.
+//! combined with the others' afterwards ([`combine_splits`](super::combine_splits)), or, where cubes see what others have
+//! written, by the last of them. The cube to whose keys the newest position belongs writes its key and value; nobody reads
+//! them from the cache in the same launch.
 
 use std::cmp::min;
 
 use cubecl::client::Client;
+use cubecl::features::AtomicUsage;
+use cubecl::ir::Type;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::cache::{CacheLayout, NOBODY, load, slot_of, slot_start};
 use super::heads::prepare_heads;
 use super::softmax::{combine_groups, gather, update, update_spread};
-use super::splits::LOWEST;
+use super::splits::{LOWEST, combine_last};
+use crate::ops::cube::gemm::{RowFormat, Rows};
 use crate::ops::cube::matvec::Hardware;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_of_cube, unit_of_group};
@@ -127,37 +131,159 @@ impl DecodeAttention {
     }
 }
 
-/// Launches the step; what it leaves in `partial` is for [`combine_splits`](super::combine_splits).
-pub fn decode_attention(client: &Client, attention: DecodeAttention, inputs: DecodeInputs<'_>) {
+/// Where the attended values of a step go that the last cubes combine.
+#[derive(Debug, Clone, Copy)]
+pub struct Combined<'a> {
+    /// u32 \[sequences * kv_heads\], zeros; a launch leaves them so.
+    pub counters: &'a Handle,
+    /// Receives \[sequences, heads * head_dim\]; rows that are full in their format ([`RowFormat::is_full`]).
+    pub out: &'a Rows,
+}
+
+/// Whether the last cubes of a launch can combine what the others have left.
+pub fn combines_at_once(client: &Client) -> bool {
+    let counts = client.properties().atomic_type_usage(Type::atomic(u32::elem_type_native()));
+    let can = |usage| counts.contains(usage);
+    client.features().device_memory_scope && can(AtomicUsage::Add) && can(AtomicUsage::LoadStore)
+}
+
+/// Launches the step; what it leaves in `partial` is for [`combine_splits`](super::combine_splits), unless it is
+/// `combined`, which a device has to be [able](combines_at_once) to.
+pub fn decode_attention(
+    client: &Client,
+    attention: DecodeAttention,
+    inputs: DecodeInputs<'_>,
+    combined: Option<Combined<'_>>,
+) {
     let CacheLayout { sequences, kv_heads, head_dim, format, .. } = attention.cache;
     let quads = head_dim / 4;
     let all_heads = attention.heads + 2 * kv_heads;
-    // SAFETY: the lengths are those of the shapes; the kernel takes remainders by the number of slots and
-    // keeps to the splits.
-    unsafe {
-        split_kernel::launch_unchecked(
-            client,
-            CubeCount::Static(attention.splits as u32, kv_heads as u32, sequences as u32),
-            attention.groups.dim(),
-            format.quad_words(),
-            BufferArg::from_raw_parts(inputs.qkv.clone(), attention.parts * sequences * all_heads * quads),
-            BufferArg::from_raw_parts(inputs.q_scale.clone(), quads),
-            BufferArg::from_raw_parts(inputs.k_scale.clone(), quads),
-            BufferArg::from_raw_parts(inputs.inv_freq.clone(), quads / 2),
-            BufferArg::from_raw_parts(inputs.positions.clone(), sequences),
-            BufferArg::from_raw_parts(inputs.keys.clone(), attention.cache.quads()),
-            BufferArg::from_raw_parts(inputs.values.clone(), attention.cache.quads()),
-            BufferArg::from_raw_parts(inputs.partial.clone(), attention.partial_floats() / 4),
-            inputs.query_factor,
-            inputs.eps,
-            attention,
-        );
+    let count = CubeCount::Static(attention.splits as u32, kv_heads as u32, sequences as u32);
+    let dim = attention.groups.dim();
+    // SAFETY: the lengths are those of the shapes; the kernels take remainders by the number of slots and
+    // keep to the splits.
+    let buffer = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
+    let qkv = buffer(inputs.qkv, attention.parts * sequences * all_heads * quads);
+    let [q_scale, k_scale] = [inputs.q_scale, inputs.k_scale].map(|scale| buffer(scale, quads));
+    let (inv_freq, positions) = (buffer(inputs.inv_freq, quads / 2), buffer(inputs.positions, sequences));
+    let [keys, values] = [inputs.keys, inputs.values].map(|cache| buffer(cache, attention.cache.quads()));
+    let partial = buffer(inputs.partial, attention.partial_floats() / 4);
+    let (words, query_factor, eps) = (format.quad_words(), inputs.query_factor, inputs.eps);
+    match combined {
+        // SAFETY: as above.
+        None => unsafe {
+            split_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                words,
+                qkv,
+                q_scale,
+                k_scale,
+                inv_freq,
+                positions,
+                keys,
+                values,
+                partial,
+                query_factor,
+                eps,
+                attention,
+            );
+        },
+        // SAFETY: as above.
+        Some(Combined { counters, out }) => unsafe {
+            combining_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                words,
+                out.format.words_of_quad(),
+                qkv,
+                q_scale,
+                k_scale,
+                inv_freq,
+                positions,
+                keys,
+                values,
+                partial,
+                buffer(counters, sequences * kv_heads),
+                buffer(&out.handle, sequences * attention.heads * quads),
+                query_factor,
+                eps,
+                attention,
+                out.format,
+            );
+        },
     }
 }
 
 /// Cube `[split, kv_head, sequence]`.
 #[cube(launch_unchecked)]
 fn split_kernel<N: Size>(
+    qkv: &[Quad],
+    q_scale: &[Quad],
+    k_scale: &[Quad],
+    inv_freq: &[Quad],
+    positions: &[u32],
+    keys: &mut [Vector<u32, N>],
+    values: &mut [Vector<u32, N>],
+    partial: &mut [Quad],
+    query_factor: f32,
+    eps: f32,
+    #[comptime] attention: DecodeAttention,
+) {
+    attend_split::<N>(
+        qkv,
+        q_scale,
+        k_scale,
+        inv_freq,
+        positions,
+        keys,
+        values,
+        partial,
+        query_factor,
+        eps,
+        attention,
+    );
+}
+
+/// The same, and the last cube of a head of keys combines what all have left.
+#[cube(launch_unchecked)]
+fn combining_kernel<N: Size, O: Size>(
+    qkv: &[Quad],
+    q_scale: &[Quad],
+    k_scale: &[Quad],
+    inv_freq: &[Quad],
+    positions: &[u32],
+    keys: &mut [Vector<u32, N>],
+    values: &mut [Vector<u32, N>],
+    partial: &mut [Quad],
+    counters: &[Atomic<u32>],
+    out: &mut [Vector<u32, O>],
+    query_factor: f32,
+    eps: f32,
+    #[comptime] attention: DecodeAttention,
+    #[comptime] format: RowFormat,
+) {
+    attend_split::<N>(
+        qkv,
+        q_scale,
+        k_scale,
+        inv_freq,
+        positions,
+        keys,
+        values,
+        partial,
+        query_factor,
+        eps,
+        attention,
+    );
+    combine_last::<O>(&*partial, counters, out, attention, format);
+}
+
+/// The softmax over a part of the keys.
+#[cube]
+fn attend_split<N: Size>(
     qkv: &[Quad],
     q_scale: &[Quad],
     k_scale: &[Quad],

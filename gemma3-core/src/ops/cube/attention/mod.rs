@@ -24,7 +24,7 @@ mod tests;
 
 pub(crate) use cache::NOBODY;
 pub use cache::{CacheFormat, CacheLayout};
-pub use decode::{DecodeAttention, DecodeInputs, decode_attention};
+pub use decode::{Combined, DecodeAttention, DecodeInputs, combines_at_once, decode_attention};
 pub use full::{FullAttention, FullBuffers, full_attention};
 pub use prefill::{
     Chunk, ChunkHeads, PrefillAttention, PrefillBuffers, PrefillPath, norm_rope_cache_chunk,

@@ -15,8 +15,9 @@ use crate::ops::cube::packed::Quad;
 
 /// A score below all others, where a shading language may lack infinity.
 pub(crate) const LOWEST: f32 = -1e30;
-/// Parts that a unit reads at once.
+/// Parts that a unit reads at once, and those that it does beside everything else that a cube of attention holds.
 const AT_ONCE: usize = 16;
+const AT_ONCE_BESIDE: usize = 8;
 /// Parts that a row of units of the combination takes at least, and the most units of its cubes.
 const SHARE: usize = 4;
 const MAX_UNITS: usize = 256;
@@ -72,7 +73,7 @@ fn combine_kernel<O: Size>(
         }
     }
     let each = comptime!(splits.div_ceil(shares));
-    let (values, statistic) = combined_range(partial, head, quad, share * each, quads, splits, each);
+    let (values, statistic) = combined_range(partial, head, quad, share * each, quads, splits, each, AT_ONCE);
     if comptime!(shares == 1) {
         let attended = values / Quad::new(statistic.extract(1usize));
         out[to] = quad_words::<O>(attended, format);
@@ -102,6 +103,45 @@ fn combine_kernel<O: Size>(
     }
 }
 
+/// The same by the cubes that made the parts: those of a head of keys count themselves, and the last combines them. Needs a
+/// device on which what one cube has written before it counts is seen by the one that counts after it.
+#[cube]
+pub(super) fn combine_last<O: Size>(
+    partial: &[Quad],
+    counters: &[Atomic<u32>],
+    out: &mut [Vector<u32, O>],
+    #[comptime] attention: DecodeAttention,
+    #[comptime] format: RowFormat,
+) {
+    let quads = comptime!(attention.cache.head_dim / 4);
+    let queries = comptime!(attention.queries_per_key());
+    let (sequence, kv_head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
+    let counter = sequence * comptime!(attention.cache.kv_heads) + kv_head;
+    let mut before = Shared::<[u32]>::new_slice(1usize);
+    sync_storage();
+    if UNIT_POS == 0 {
+        before[0] = counters[counter].fetch_add(1u32);
+    }
+    sync_storage();
+    if before[0] == comptime!(attention.splits as u32 - 1) {
+        let first_head = sequence * comptime!(attention.heads) + kv_head * queries;
+        let mut place = UNIT_POS as usize;
+        while place < comptime!(queries * quads) {
+            let (head, quad) = (first_head + place / quads, place % quads);
+            let splits = comptime!(attention.splits);
+            let (values, statistic) =
+                combined_range(partial, head, quad, 0usize, quads, splits, splits, AT_ONCE_BESIDE);
+            let attended = values / Quad::new(statistic.extract(1usize));
+            out[head * quads + quad] = quad_words::<O>(attended, format);
+            place += comptime!(attention.groups.cube_units());
+        }
+        // For the next launch.
+        if UNIT_POS == 0 {
+            counters[counter].store(0u32);
+        }
+    }
+}
+
 /// Parts `first..first + count` of a head: values, and (largest score, sum, 0, 0).
 #[cube]
 fn combined_range(
@@ -112,8 +152,9 @@ fn combined_range(
     #[comptime] quads: usize,
     #[comptime] splits: usize,
     #[comptime] count: usize,
+    #[comptime] most_at_once: usize,
 ) -> (Quad, Quad) {
-    let at_once = comptime!(if count < AT_ONCE { count } else { AT_ONCE });
+    let at_once = comptime!(if count < most_at_once { count } else { most_at_once });
     let turns = comptime!(count.div_ceil(at_once));
     let row = comptime!(quads + 1);
     let head_start = head * comptime!(splits * row);

@@ -126,12 +126,30 @@ fn attend(client: &Client, attention: DecodeAttention, case: &Case) -> (Vec<f32>
         query_factor: QUERY_FACTOR,
         eps: EPS,
     };
-    decode_attention(client, attention, step);
+    decode_attention(client, attention, step, None);
     let width = attention.heads * attention.cache.head_dim;
     let out = poisoned(client, attention.cache.sequences * width);
     combine_splits(client, attention, &partial, &Rows::f32(&out));
+    if combines_at_once(client) {
+        let [at_once, counters] =
+            [poisoned(client, attention.cache.sequences * width), zeros(client, &attention)];
+        let combined = Combined { counters: &counters, out: &Rows::f32(&at_once) };
+        decode_attention(client, attention, step, Some(combined));
+        // In another order, of which the rounding of a sum of the splits is.
+        for (found, expected) in download(client, &at_once).iter().zip(download(client, &out)) {
+            assert!(
+                (found - expected).abs() <= 1e-6,
+                "combined at once: {found}, not {expected}: {attention:?}"
+            );
+        }
+    }
     let words = caches.map(|cache| u32::from_bytes(&client.read_one_unchecked(cache)).to_vec());
     (download(client, &out), words)
+}
+
+fn zeros(client: &Client, attention: &DecodeAttention) -> cubecl::server::Handle {
+    let counters = attention.cache.sequences * attention.cache.kv_heads;
+    client.create_from_slice(u32::as_bytes(&vec![0; counters]))
 }
 
 /// Writes keys and values of the tokens into the cache, and gives what they attend to.
@@ -223,6 +241,55 @@ fn positions_beyond_all_reason_stay_within_the_buffers() {
     let case = Case::new(&attention, [u32::MAX, 1 << 31]);
     let (out, _) = attend(&client, attention, &case);
     assert!(out.iter().all(|value| value.abs() <= 1.0), "{out:?}");
+}
+
+#[test]
+fn who_combines_the_splits_sees_all_of_them() {
+    let Some(client) = client() else { return };
+    if !combines_at_once(&client) {
+        println!("skipped: cubes don't see what others have written");
+        return;
+    }
+    // As many cubes as a device runs at once; every launch attends to other queries.
+    let cache =
+        CacheLayout { sequences: 2, kv_heads: 4, slots: 2048, head_dim: 256, format: CacheFormat::F16 };
+    let attention = DecodeAttention::choose(&Hardware::of(&client), cache, 8, None);
+    let case = Case::new(&attention, [2000, 1500]);
+    let caches =
+        case.cache.each_ref().map(|x| client.create_from_slice(u32::as_bytes(&pack(x, cache.format))));
+    let width = attention.heads * cache.head_dim;
+    let [q_scale, k_scale, inv_freq] =
+        [&case.q_scale, &case.k_scale, &case.inv_freq].map(|values| upload(&client, values));
+    let positions = client.create_from_slice(u32::as_bytes(&case.positions));
+    let partial = poisoned(&client, attention.partial_floats());
+    let counters = zeros(&client, &attention);
+    let mut random = Random::new(24);
+    for round in 0..100 {
+        let qkv = upload(&client, &random.floats(case.qkv_parts.len()));
+        let step = DecodeInputs {
+            qkv: &qkv,
+            q_scale: &q_scale,
+            k_scale: &k_scale,
+            inv_freq: &inv_freq,
+            positions: &positions,
+            keys: &caches[0],
+            values: &caches[1],
+            partial: &partial,
+            query_factor: QUERY_FACTOR,
+            eps: EPS,
+        };
+        let [at_once, after] = [(); 2].map(|()| poisoned(&client, cache.sequences * width));
+        // Twice: what the first has left must not do for the second.
+        for _ in 0..2 {
+            let combined = Combined { counters: &counters, out: &Rows::f32(&at_once) };
+            decode_attention(&client, attention, step, Some(combined));
+        }
+        combine_splits(&client, attention, &partial, &Rows::f32(&after));
+        for (found, expected) in download(&client, &at_once).iter().zip(download(&client, &after)) {
+            assert!((found - expected).abs() <= 1e-6, "round {round}: {found}, not {expected}");
+        }
+    }
+    assert!(u32::from_bytes(&client.read_one_unchecked(counters)).iter().all(|counter| *counter == 0));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use cubecl::server::Handle;
 use super::halves::{f16_pair, row_power};
 use super::ptx::bf16_pair;
 use super::tile::DEPTH;
+use crate::ops::cube::commands::part;
 use crate::ops::cube::matvec::{Hardware, Input};
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_sum};
@@ -92,6 +93,12 @@ impl Rows {
     /// Memory for rows.
     pub fn empty(client: &Client, format: RowFormat, rows: usize, cols: usize) -> Self {
         Self { handle: client.empty(format.bytes(rows, cols)), format }
+    }
+
+    /// `count` of the rows, of `cols` numbers each, from row `first` on.
+    pub fn part(&self, first: usize, count: usize, cols: usize) -> Self {
+        let (start, bytes) = (self.format.bytes(first, cols), self.format.bytes(count, cols));
+        Self { handle: part(&self.handle, start, bytes), format: self.format }
     }
 }
 

@@ -39,6 +39,50 @@ fn browsers_take_every_shader_of_the_decoder() {
     assert!(first > 40, "{first} of {all} shaders were collected");
 }
 
+/// WebGPU promises buffers of 128 MiB, and a vocabulary of the published size is more than that in any model.
+#[test]
+fn a_head_lies_in_several_buffers() -> Result<(), Box<dyn std::error::Error>> {
+    let Some(device) = browser::device() else { return Ok(()) };
+    let config = TextConfig {
+        vocab_size: 262_144,
+        hidden_size: 320,
+        intermediate_size: 64,
+        num_hidden_layers: 1,
+        num_attention_heads: 1,
+        num_key_value_heads: 1,
+        head_dim: 64,
+        query_pre_attn_scalar: 64.0,
+        sliding_window: 16,
+        max_position_embeddings: 512,
+        layer_types: vec![LayerType::FullAttention],
+        ..TextConfig::gemma3_1b()
+    };
+    let checkpoint = Checkpoint::random(config, TensorFormat::BF16, 3)?;
+    let model = Model::load(&checkpoint, &device, LoadOptions::default())?;
+    let logits = |ids: &[u32]| -> Result<Vec<f32>, GenerateError> {
+        let mut session = session(&model, 0);
+        session.append(ids)?;
+        Ok(session.logits()?.to_vec())
+    };
+    // The same by a chunk and by steps, of ids in either part.
+    let ids = [7, 131_071, 131_072, 262_143];
+    let by_chunk = logits(&ids)?;
+    let mut steps = session(&model, 0);
+    for id in ids {
+        steps.append(&[id])?;
+        steps.logits()?;
+    }
+    let largest = by_chunk.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    assert_eq!(by_chunk.len(), 262_144);
+    assert!(largest > 0.0, "nothing was computed");
+    for (id, (step, chunk)) in steps.logits()?.iter().zip(&by_chunk).enumerate() {
+        // The cache keeps halves, of which a chunk reads its own tokens' as a step does.
+        assert!((step - chunk).abs() <= 1e-3 * largest, "{id}: {step}, not {chunk}");
+    }
+    generate(&mut steps, SamplingOptions::greedy())?;
+    Ok(())
+}
+
 /// One of each kind, which is what the time of an ordinary test allows; all where the shaders are asked for.
 fn formats() -> Vec<TensorFormat> {
     match std::env::var_os("GEMMA3_WGSL") {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use cubecl::server::Handle;
 
 use super::Cube;
+use super::matrix::Matrix;
 use crate::ops::MachineError;
 use crate::ops::cube::gemm::{Rows, part_count, scratch_bytes};
+use crate::ops::cube::limits::DeviceLimits;
 use crate::ops::cube::packed::PackedMatrix;
-use crate::ops::machine::ModelShape;
+use crate::ops::machine::{BlockShape, ModelShape};
 
 /// Buffers of a pass of some rows; f32 where nothing else is said. What they hold is of no use after it.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ pub(super) struct Buffers {
     pub(super) normed: Handle,
     /// \[rows, intermediate\].
     pub(super) gated: Handle,
-    /// Where matrices of one input have different formats: their products, before they lie side by side.
+    /// Where a matrix lies in several parts: their products, before they lie side by side.
     apart: Option<Apart>,
     /// Where products of many rows are made: their inputs.
     pub(super) inputs: Option<Inputs>,
@@ -44,11 +46,13 @@ pub(super) struct Widths {
     pub(super) qkv: usize,
     pub(super) attended: usize,
     pub(super) intermediate: usize,
-    /// Whether some matrices of one input lie apart.
-    apart: bool,
+    /// Outputs of the largest part of a matrix that lies in several; 0 if none does. The head has buffers of its own.
+    part: usize,
+    /// Outputs of gates and up projections that lie in several parts.
+    gate_up: usize,
 }
 
-/// Products of single matrices.
+/// Products of the parts of a matrix.
 #[derive(Debug)]
 pub(super) struct Apart {
     /// \[rows, the widest of them\].
@@ -79,19 +83,37 @@ impl Widths {
             qkv: most(&|block| blocks[block].qkv.outputs()),
             attended: most(&|block| blocks[block].heads.query_width()),
             intermediate: most(&|block| blocks[block].down.cols()),
-            apart: blocks
-                .iter()
-                .any(|block| block.qkv.stacks().len() > 1 || block.gate_up.stacks().len() > 1),
+            part: most(&|block| {
+                let BlockShape { qkv, output, gate_up, down, .. } = blocks[block];
+                [qkv, output, gate_up, down].map(Matrix::largest_part).into_iter().max().unwrap_or(0)
+            }),
+            gate_up: most(&|block| match blocks[block].gate_up.stacks() {
+                [_] => 0,
+                _ => blocks[block].gate_up.outputs(),
+            }),
         }
+    }
+
+    /// Bytes of the largest buffer of a pass.
+    pub(super) fn bytes(&self, rows: usize) -> usize {
+        let Self { hidden, qkv, attended, intermediate, part, gate_up } = *self;
+        let widest = [hidden, qkv, attended, intermediate, part, gate_up].into_iter().max().unwrap_or(0);
+        rows * widest * size_of::<f32>()
+    }
+
+    /// The most rows of a pass whose buffers the device holds, each in one piece.
+    pub(super) fn most_rows(&self, limits: &DeviceLimits) -> usize {
+        let row_bytes = self.bytes(1).max(1) as u64;
+        usize::try_from(limits.buffer_bytes / row_bytes).unwrap_or(usize::MAX)
     }
 }
 
 impl Buffers {
-    /// Where products of single matrices go, which there is where matrices of one input have different formats.
+    /// Where products of the parts of a matrix go, which there is where one lies in several.
     pub(super) fn apart(&self) -> Result<&Apart, MachineError> {
         self.apart
             .as_ref()
-            .ok_or(MachineError::Bug { what: "matrices lie apart, but not what they multiply to" })
+            .ok_or(MachineError::Bug { what: "a matrix lies in parts, but not what they multiply to" })
     }
 
     /// Those of passes of up to so many rows.
@@ -118,10 +140,8 @@ impl Buffers {
             branch: empty(parts.branch * widths.hidden),
             normed: empty(widths.hidden),
             gated: empty(widths.intermediate),
-            apart: widths.apart.then(|| Apart {
-                part: empty(widths.qkv.max(widths.intermediate)),
-                gate_up: empty(2 * widths.intermediate),
-            }),
+            apart: (widths.part > 0)
+                .then(|| Apart { part: empty(widths.part), gate_up: empty(widths.gate_up.max(4)) }),
             inputs: (rows >= cube.many_rows()).then(|| Inputs::new(cube, shape, widths, rows)),
         }
     }

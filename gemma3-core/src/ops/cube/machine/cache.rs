@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cubecl::client::Client;
+use cubecl::client::{Client, Graph};
 use cubecl::server::Handle;
 
 use super::step::Step;
@@ -101,7 +101,7 @@ impl Cache {
     pub(super) fn newest(&mut self) -> Layers {
         {
             let mut place = self.member.lock();
-            let alignment = self.member.commands.client().properties().memory.alignment;
+            let alignment = self.member.commands.limits().alignment;
             if let Some(home) = &mut place.home
                 && home.group.iter().all(|layer| layer.can_be_divided(alignment))
             {
@@ -110,6 +110,11 @@ impl Cache {
             }
         }
         self.own()
+    }
+
+    /// The recorded step over it, and the commands that it belongs to.
+    pub(crate) fn recorded(&self) -> Option<(&Graph, &Commands)> {
+        Some((self.step.as_ref()?.graph()?, &self.member.commands))
     }
 
     pub(super) fn member(&self) -> &Arc<Member> {

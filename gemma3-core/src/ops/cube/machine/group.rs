@@ -180,7 +180,7 @@ impl Cube {
         shape: &ModelShape<'_, Self>,
         chunks: &[Indexed<'_, '_>],
     ) {
-        let alignment = self.commands.client().properties().memory.alignment;
+        let alignment = self.commands.limits().alignment;
         if !group.step.is_going() || !layers.iter().all(|layer| layer.can_be_divided(alignment)) {
             return;
         }
@@ -219,8 +219,14 @@ impl Cube {
         members.iter().for_each(|member| member.leave());
         groups.retain(Group::is_alive);
         let (client, sequences) = (self.commands.client(), members.len());
-        let layers = layout.into_iter().map(|layout| CacheLayout { sequences, ..layout });
-        let layers: Layers = Arc::new(layers.map(|layout| LayerBuffers::empty(client, layout)).collect());
+        let layers: Vec<_> = layout.into_iter().map(|layout| CacheLayout { sequences, ..layout }).collect();
+        let logits = sequences * shape.head.outputs() * size_of::<f32>();
+        let mut bytes = layers.iter().map(|layer| layer.bytes()).chain([logits]);
+        if bytes.any(|bytes| bytes as u64 > self.commands.limits().buffer_bytes) {
+            return None;
+        }
+        let layers: Layers =
+            Arc::new(layers.into_iter().map(|layout| LayerBuffers::empty(client, layout)).collect());
         groups.push(Group {
             layers: Arc::downgrade(&layers),
             step: Step::new(self, shape, sequences),

@@ -13,7 +13,8 @@ use crate::checkpoint::TensorView;
 use crate::config::VisionConfig;
 use crate::formats::{Quantization, TensorFormat};
 use crate::ops::cube::attention::{FullAttention, FullBuffers, full_attention};
-use crate::ops::cube::gemm::{self, Output, RowFormat, Rows, linear, write_layer_norm, write_rows};
+use crate::ops::cube::gemm::{self, Output, RowFormat, Rows, write_layer_norm, write_rows};
+use crate::ops::cube::limits::product_flops;
 use crate::ops::cube::matvec::Input;
 use crate::ops::cube::patches::{Patches, mean_of_squares, write_patches};
 use crate::ops::image::{Ending, ImageMachine, LayerNorm, Numbers, PatchShape, expect};
@@ -75,28 +76,32 @@ impl Cube {
         }
     }
 
-    fn empty(&self, count: usize, width: usize, numbers: Numbers) -> Features {
-        let rows = Rows::empty(self.commands.client(), self.format(numbers), count, width);
-        Features { rows, count, width }
+    fn empty(&self, count: usize, width: usize, numbers: Numbers) -> Result<Features, MachineError> {
+        self.empty_of(count, width, self.format(numbers))
+    }
+
+    fn empty_of(&self, count: usize, width: usize, format: RowFormat) -> Result<Features, MachineError> {
+        let during = "to hold what the image encoder computes";
+        self.commands.limits().expect_buffer(format.bytes(count, width), during)?;
+        let rows = Rows::empty(self.commands.client(), format, count, width);
+        Ok(Features { rows, count, width })
     }
 
     /// Rows of f32 in the format that was asked for, where the kernel that made them can't write it.
-    fn written(&self, x: Features, numbers: Numbers) -> Features {
+    fn written(&self, x: Features, numbers: Numbers) -> Result<Features, MachineError> {
         let Features { rows, count, width } = &x;
         if rows.format == self.format(numbers) {
-            return x;
+            return Ok(x);
         }
-        let out = self.empty(*count, *width, numbers);
+        let out = self.empty(*count, *width, numbers)?;
         let input = Input::Plain { x: &rows.handle };
         write_rows(self.commands.client(), &self.hardware, input, &out.rows, *count, *width);
-        out
+        Ok(out)
     }
 
     /// Rows of the format that was asked for, or of f32 where a kernel needs more than its part of a row for it.
-    fn empty_of_parts(&self, count: usize, width: usize, numbers: Numbers) -> Features {
-        let format = self.format(numbers).of_products();
-        let rows = Rows::empty(self.commands.client(), format, count, width);
-        Features { rows, count, width }
+    fn empty_of_parts(&self, count: usize, width: usize, numbers: Numbers) -> Result<Features, MachineError> {
+        self.empty_of(count, width, self.format(numbers).of_products())
     }
 
     /// The numbers that an attention takes.
@@ -129,9 +134,14 @@ impl ImageMachine for Cube {
 
     /// For tensor cores that multiply bf16 it is kept in that, in the format of the file otherwise.
     fn image_matrix(&self, view: TensorView<'_>) -> Result<Matrix, MatrixError> {
-        match self.format(Numbers::Operands) {
-            RowFormat::Bf16 => Matrix::for_tensor_cores(&self.commands, view, RowFormat::Bf16.width(1)),
-            RowFormat::F32 | RowFormat::F16 => Matrix::load(&self.commands, vec![view], Quantization::None),
+        let matrix = match self.format(Numbers::Operands) {
+            RowFormat::Bf16 => Matrix::for_tensor_cores(&self.commands, view, RowFormat::Bf16.width(1))?,
+            RowFormat::F32 | RowFormat::F16 => Matrix::load(&self.commands, vec![view], Quantization::None)?,
+        };
+        let during = "to hold the weights of the image encoder";
+        match matrix.stacks() {
+            [_] => Ok(matrix),
+            _ => Err(self.commands.limits().too_large(matrix.bytes(), during).into()),
         }
     }
 
@@ -160,10 +170,10 @@ impl ImageMachine for Cube {
     fn patches(&self, pixels: Vec<f32>, images: usize, shape: PatchShape) -> Result<Features, MachineError> {
         expect(images == 1 && shape.fits(pixels.len(), images), "an image that is no whole patches")?;
         let PatchShape { channels, side, patch } = shape;
-        let out = self.empty_of_parts(shape.patches(), shape.width(), Numbers::Operands);
+        let out = self.empty_of_parts(shape.patches(), shape.width(), Numbers::Operands)?;
         let pixels = self.commands.upload(&pixels);
         write_patches(self.commands.client(), &pixels, Patches { channels, side, patch }, &out.rows);
-        Ok(self.written(out, Numbers::Operands))
+        self.written(out, Numbers::Operands)
     }
 
     fn layer_norm(
@@ -175,7 +185,7 @@ impl ImageMachine for Cube {
         x.expect_quads()?;
         norm.scale.expect(x.width)?;
         norm.bias.expect(x.width)?;
-        let out = self.empty(x.count, x.width, numbers);
+        let out = self.empty(x.count, x.width, numbers)?;
         let (scale, bias, eps) = (&norm.scale.handle, &norm.bias.handle, norm.eps);
         let norm = gemm::LayerNorm { x: &x.rows.handle, scale, bias, eps };
         write_layer_norm(self.commands.client(), &self.hardware, norm, &out.rows, x.count, x.width);
@@ -185,7 +195,7 @@ impl ImageMachine for Cube {
     fn rms_norm(&self, x: &Features, norm: &Norm<Vector>) -> Result<Features, MachineError> {
         x.expect_quads()?;
         norm.scale.expect(x.width)?;
-        let out = self.empty(x.count, x.width, Numbers::Operands);
+        let out = self.empty(x.count, x.width, Numbers::Operands)?;
         let norm = Input::Normed { x: &x.rows.handle, scale: &norm.scale.handle, eps: norm.eps };
         write_rows(self.commands.client(), &self.hardware, norm, &out.rows, x.count, x.width);
         Ok(out)
@@ -200,7 +210,7 @@ impl ImageMachine for Cube {
     ) -> Result<Features, MachineError> {
         let (weight, outputs) = (matrix.whole()?, matrix.outputs());
         x.expect([x.count, matrix.cols()], self.format(Numbers::Operands))?;
-        let out = self.empty_of_parts(x.count, outputs, numbers);
+        let out = self.empty_of_parts(x.count, outputs, numbers)?;
         let output = match ending {
             None => Output::plain(&out.rows),
             Some(Ending { bias, gelu, added }) => {
@@ -214,8 +224,8 @@ impl ImageMachine for Cube {
                 Output::ending(&out.rows, gemm::Ending { bias: &bias.handle, gelu, added })
             }
         };
-        linear(self.commands.client(), &self.processor, &x.rows, weight, output, x.count, None);
-        Ok(self.written(out, numbers))
+        self.launch_linear(&x.rows, weight, output, x.count, None);
+        self.written(out, numbers)
     }
 
     fn queries_keys_values(
@@ -245,10 +255,12 @@ impl ImageMachine for Cube {
             rows.expect(q.shape(), self.format(numbers))?;
         }
         let (client, [count, width]) = (self.commands.client(), q.shape());
-        let attended = self.empty(count, width, numbers);
+        let attended = self.empty(count, width, numbers)?;
         let buffers = FullBuffers { queries: &q.rows, keys: &k.rows, values: &v.rows, out: &attended.rows };
+        // Two products, of all heads together as wide as the rows.
+        self.commands.spend(2 * product_flops(count, width, attention.tokens));
         full_attention(client, attention, factor, buffers);
-        Ok(self.written(attended, Numbers::Operands))
+        self.written(attended, Numbers::Operands)
     }
 
     fn mean_of_squares(
@@ -261,7 +273,7 @@ impl ImageMachine for Cube {
         x.expect_quads()?;
         let fits = images == 1 && size > 0 && side > 0 && side.is_multiple_of(size);
         expect(fits && x.count == side * side, "patches that are no whole squares")?;
-        let out = self.empty((side / size).pow(2), x.width, Numbers::Floats);
+        let out = self.empty((side / size).pow(2), x.width, Numbers::Floats)?;
         mean_of_squares(self.commands.client(), &x.rows.handle, &out.rows.handle, side, size, x.width);
         Ok(out)
     }

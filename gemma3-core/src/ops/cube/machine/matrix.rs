@@ -5,14 +5,15 @@ use std::sync::Arc;
 use cubecl::server::Handle;
 
 use crate::checkpoint::TensorView;
+use crate::formats::blocks::BlockError;
 use crate::formats::{Quantization, TensorFormat};
 use crate::ops::cube::commands::Commands;
-use crate::ops::cube::packed::PackedMatrix;
+use crate::ops::cube::packed::{Layout, PackError, PackedMatrix};
 use crate::ops::weights::as_matrix;
 use crate::ops::{MachineError, MatrixError};
 
-/// Matrices with the same input: one after the other in one, so that one launch serves them all, or, where their
-/// formats differ, several.
+/// Matrices with the same input: one after the other in one, so that one launch serves them all, or several, where their
+/// formats differ or a buffer can't be as large.
 #[derive(Debug, Clone)]
 pub struct Matrix {
     stacks: Vec<Arc<PackedMatrix>>,
@@ -28,11 +29,12 @@ pub struct Vector {
 }
 
 impl Matrix {
-    /// Tensors of a checkpoint in the format of the file, or quantized. Those of one format lie one after the other.
+    /// Tensors of a checkpoint in the format of the file, or quantized. Those of one format lie one after the other, in as
+    /// few buffers as the device holds them in.
     ///
     /// # Errors
     ///
-    /// Bytes that are not what format and shape ask for, and rows that kernels can't read.
+    /// Bytes that are not what format and shape ask for, and rows that kernels can't read or that no buffer holds.
     pub(super) fn load(
         commands: &Commands,
         views: Vec<TensorView<'_>>,
@@ -46,7 +48,7 @@ impl Matrix {
         for views in views.chunk_by(|a, b| kind(a) == kind(b)) {
             let (format, cols) = kind(&views[0]);
             let bytes: Vec<&[u8]> = views.iter().map(|view| &*view.bytes).collect();
-            stacks.push(Arc::new(PackedMatrix::upload(commands.client(), format, cols, &bytes)?));
+            stacks.extend(upload(commands, format, cols, &bytes)?);
         }
         let cols = views.first().map_or(0, |view| kind(view).1);
         drop(views);
@@ -91,7 +93,7 @@ impl Matrix {
         Ok(Self { cols, ..Self::load(commands, vec![view], Quantization::None)? })
     }
 
-    /// Matrices of one format, one after the other: each stack is multiplied by launches of its own.
+    /// Rows of one format, one after the other: each stack is multiplied by launches of its own.
     pub(crate) fn stacks(&self) -> &[Arc<PackedMatrix>] {
         &self.stacks
     }
@@ -104,7 +106,7 @@ impl Matrix {
     pub(crate) fn whole(&self) -> Result<&Arc<PackedMatrix>, MachineError> {
         match &self.stacks[..] {
             [whole] => Ok(whole),
-            _ => Err(MachineError::Bug { what: "a matrix lies in several formats where one is needed" }),
+            _ => Err(MachineError::Bug { what: "a matrix lies in several parts where one is needed" }),
         }
     }
 
@@ -123,8 +125,52 @@ impl Matrix {
         self.stacks.iter().all(|stack| stack.layout.cols == cols)
     }
 
+    /// Rows of the largest stack, where there are several; 0 where there is one.
+    pub(super) fn largest_part(&self) -> usize {
+        match &self.stacks[..] {
+            [_] => 0,
+            stacks => stacks.iter().map(|stack| stack.layout.rows).max().unwrap_or(0),
+        }
+    }
+
     /// Bytes in the device's memory.
     pub(super) fn bytes(&self) -> u64 {
         self.stacks.iter().map(|stack| stack.layout.bytes() as u64).sum()
     }
+}
+
+/// Copies rows of one format to the device, in as few buffers as it holds them in.
+fn upload(
+    commands: &Commands,
+    format: TensorFormat,
+    cols: usize,
+    parts: &[&[u8]],
+) -> Result<Vec<Arc<PackedMatrix>>, MatrixError> {
+    let row_bytes = format.row_bytes(cols).map_err(|error| PackError::from(BlockError::from(error)))?.max(1);
+    let rows = parts.iter().map(|part| part.len() / row_bytes).sum();
+    let each = Layout::new(format, rows, cols)?.rows_of_part(commands.limits().buffer_bytes)?;
+    let upload = |parts: &[&[u8]]| {
+        PackedMatrix::upload(commands.client(), format, cols, parts).map(Arc::new).map_err(MatrixError::from)
+    };
+    if each == rows {
+        return Ok(vec![upload(parts)?]);
+    }
+    let (mut stacks, mut stack, mut room) = (Vec::new(), Vec::new(), each * row_bytes);
+    for part in parts {
+        let mut rest = *part;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(room));
+            stack.push(now);
+            (rest, room) = (later, room - now.len());
+            if room == 0 {
+                stacks.push(upload(&stack)?);
+                stack.clear();
+                room = each * row_bytes;
+            }
+        }
+    }
+    if !stack.is_empty() {
+        stacks.push(upload(&stack)?);
+    }
+    Ok(stacks)
 }

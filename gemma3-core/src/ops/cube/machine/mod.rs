@@ -317,9 +317,6 @@ impl Cube {
                 None => chunks.extend(scoring),
             },
         }
-        if !chunks.is_empty() {
-            answers.extend(self.compute_chunks(chunks, program)?);
-        }
-        Ok(())
+        self.compute_chunks(chunks, program, answers)
     }
 }

@@ -38,32 +38,65 @@ struct Layout {
 }
 
 impl Cube {
-    /// Appends tokens to sequences, one chunk of each; gives the logits that are asked for, if any are.
+    /// Appends tokens to sequences, one chunk of each, in as many passes as the device holds their rows in; gives the logits
+    /// that are asked for, if any are.
     ///
     /// # Errors
     ///
-    /// When the device fails.
+    /// When the device fails, or can't hold the rows of one chunk, or of all where somebody looks into the pass.
     pub(super) fn compute_chunks<P: Program<Self>>(
         &self,
         entrants: &mut [Indexed<'_, '_>],
         program: &mut P,
-    ) -> Result<Option<Answer>, MachineError> {
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), MachineError> {
+        if entrants.is_empty() {
+            return Ok(());
+        }
+        let most = match program.is_observed() {
+            true => usize::MAX, // What is seen is of all of them.
+            false => Widths::of(&program.shape()).most_rows(self.commands.limits()),
+        };
+        let mut rest = entrants;
+        while !rest.is_empty() {
+            let mut rows = 0;
+            let fitting = rest.iter().take_while(|(_, entrant)| {
+                rows += entrant.input.len();
+                rows <= most
+            });
+            let (now, later) = rest.split_at_mut(fitting.count().max(1));
+            self.compute_together(now, program, answers)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// One pass over chunks.
+    fn compute_together<P: Program<Self>>(
+        &self,
+        entrants: &mut [Indexed<'_, '_>],
+        program: &mut P,
+        answers: &mut Vec<Answer>,
+    ) -> Result<(), MachineError> {
         let Layout { ids, all, spans, wanted, indices } = self.lay_out(entrants, 0)?;
         let rows = ids.len();
         let ids = self.commands.upload_words(&ids);
         let vocab = program.shape().head.outputs();
         let tokens = Tokens::Chunks(Chunks { all, spans, wanted });
-        match self.pass(rows, &ids, tokens, program)? {
-            None if indices.is_empty() => Ok(None),
-            None => Err(MachineError::Bug { what: "a program ended without logits" }),
-            Some(logits) => {
-                let reading = self.commands.start_reading(&logits);
-                let fill = move |bytes: &[u8], outcomes: &mut [_]| {
-                    fill_logits(bytes, vocab, indices.into_iter().enumerate(), outcomes)
-                };
-                Ok(Some(Answer { reading, fill: Box::new(fill) }))
-            }
+        let logits = self.pass(rows, &ids, tokens, program)?;
+        if logits.is_empty() && !indices.is_empty() {
+            return Err(MachineError::Bug { what: "a program ended without logits" });
         }
+        let mut indices = indices.into_iter();
+        for (logits, rows) in logits {
+            let reading = self.commands.start_reading(&logits);
+            let of: Vec<usize> = indices.by_ref().take(rows).collect();
+            let fill = move |bytes: &[u8], outcomes: &mut [_]| {
+                fill_logits(bytes, vocab, of.into_iter().enumerate(), outcomes)
+            };
+            answers.push(Answer { reading, fill: Box::new(fill) });
+        }
+        Ok(())
     }
 
     /// Whether a step and chunks can be one pass, which reads the weights once: one of few rows, so that it takes kernels
@@ -93,33 +126,38 @@ impl Cube {
         let client = self.commands.client();
         let new = MachineError::Bug { what: "a step that has not run was to have a pass with others" };
         let (partial, sampling) = step.of_last(layers).ok_or(new)?;
-        let StepBuffers { tokens, positions, logits, sequences, .. } = &step.buffers;
+        let StepBuffers { tokens, positions, logits, part, sequences, .. } = &step.buffers;
         let Layout { ids, all, spans, wanted, .. } = self.lay_out(entrants, *sequences)?;
         let rows = sequences + ids.len();
         let all_ids = client.empty(rows * size_of::<u32>());
         copy_into(client, tokens, &all_ids, 0);
         copy_into(client, &self.commands.upload_words(&ids), &all_ids, *sequences);
-        let of_step = StepTokens { positions, layers, partial, logits };
+        let part = part.as_ref();
+        let of_step = StepTokens { positions, layers, partial, counters: None, logits, part };
         let tokens = Tokens::Both(of_step, Chunks { all, spans, wanted });
         self.pass(rows, &all_ids, tokens, program)?;
         sampling.launch(client, &step.buffers);
         Ok(())
     }
 
-    /// Runs a program over rows, in buffers that all such passes share; gives the logits that were asked for.
+    /// Runs a program over rows, in buffers that all such passes share; gives the logits that were asked for, and of how many
+    /// rows.
     fn pass<P: Program<Self>>(
         &self,
         rows: usize,
         ids: &Handle,
         tokens: Tokens<'_>,
         program: &mut P,
-    ) -> Result<Option<Handle>, MachineError> {
+    ) -> Result<Vec<(Handle, usize)>, MachineError> {
         let mut shared = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let shape = program.shape();
+        let (widths, limits) = (Widths::of(&shape), self.commands.limits());
+        limits.expect_buffer(widths.bytes(rows), "to hold the rows of a pass; take a shorter chunk")?;
         // What is too small is given back first.
-        let suits = |buffers: &Buffers| buffers.rows >= rows && buffers.widths == Widths::of(&shape);
+        let suits = |buffers: &Buffers| buffers.rows >= rows && buffers.widths == widths;
         let last = shared.take().filter(suits);
-        let buffers = last.unwrap_or_else(|| Buffers::new(self, &shape, rows.next_multiple_of(ROWS)));
+        let rounded = rows.next_multiple_of(ROWS).min(widths.most_rows(limits));
+        let buffers = last.unwrap_or_else(|| Buffers::new(self, &shape, rounded));
         drop(shape);
         let mut stream = Stream::new(shared.insert(buffers), rows, ids, tokens);
         program.run(self, &mut stream)?;
@@ -181,7 +219,7 @@ impl Cube {
         let hidden = x.buffers.widths.hidden;
         expect(table.takes(hidden), "the embeddings are not as wide as their stream")?;
         x.hold(Some(table), &[]);
-        look_up(self.commands.client(), table.whole()?, x.ids, x.x(), x.rows, scale);
+        look_up(self.commands.client(), table.stacks(), x.ids, x.x(), x.rows, scale);
         if let Tokens::Chunks(chunks) | Tokens::Both(_, chunks) = &x.tokens {
             for (row, vectors) in &chunks.spans {
                 let fits = vectors.width() == hidden && row.saturating_add(vectors.len()) <= x.rows;

@@ -12,6 +12,7 @@ use super::waiter::Answer;
 use crate::ops::MachineError;
 use crate::ops::cube::attention::NOBODY;
 use crate::ops::cube::copy::copy_into;
+use crate::ops::cube::limits::DeviceLimits;
 use crate::ops::cube::sampling::{self, Journal, PARAMETER_WORDS, Sampling, Taken};
 use crate::ops::machine::{Choice, Fault};
 
@@ -145,6 +146,10 @@ pub(super) fn plan(
         let options = choice.options;
         !choice.suppressed.is_empty() || options.uses_history() || !options.logit_bias.is_empty()
     });
+    let words = [plan.work_words(), plan.score_floats(), plan.adjustment_words()].into_iter().max()?;
+    if (words * size_of::<u32>()) as u64 > DeviceLimits::of(client).buffer_bytes {
+        return None;
+    }
     let does = |choice: &&Choice<'_>| plan.supports(choice.options, !choice.suppressed.is_empty());
     choices.iter().all(does).then_some(plan)
 }

@@ -43,6 +43,8 @@ pub(super) struct StepBuffers {
     pub(super) positions: Handle,
     /// f32 \[sequences, vocab\].
     pub(super) logits: Handle,
+    /// Where those of a part of the head are made, if it lies in several.
+    pub(super) part: Option<Handle>,
     pass: Buffers,
     pub(super) sequences: usize,
     pub(super) vocab: usize,
@@ -58,6 +60,8 @@ struct Recorded {
     cache: Weak<Vec<LayerBuffers>>,
     /// Where the parts of attention are gathered.
     partial: Handle,
+    /// Where those who make them count themselves, if the last of them combines them.
+    counters: Option<Handle>,
     /// The sampling that follows, if any: the identity of its buffers.
     sampling: Option<Arc<SamplingBuffers>>,
     /// The weights of the record.
@@ -74,6 +78,7 @@ impl Step {
             tokens: empty(sequences),
             positions: empty(sequences),
             logits: empty(sequences * vocab),
+            part: Cube::part_of_head(client, shape.head, sequences),
             pass: Buffers::for_steps(cube, shape, sequences),
             sequences,
             vocab,
@@ -84,6 +89,11 @@ impl Step {
     /// Whether these are steps of the program of such a shape.
     pub(super) fn is_of(&self, shape: &ModelShape<'_, Cube>) -> bool {
         self.program.iter().map(Arc::as_ptr).eq(matrices(shape).map(Arc::as_ptr))
+    }
+
+    /// The record, if there is one.
+    pub(super) fn graph(&self) -> Option<&Graph> {
+        self.recorded.as_ref()?.graph.as_ref()
     }
 
     /// Sets the tokens and their positions.
@@ -115,6 +125,7 @@ impl Step {
             graph: None,
             cache: Arc::downgrade(layers),
             partial: cube.commands.client().empty(partial),
+            counters: cube.counters(layers),
             sampling,
             weights: Vec::new(),
         };
@@ -169,11 +180,13 @@ impl Recorded {
         held: Option<Vec<Handle>>,
     ) -> Result<Option<Vec<Handle>>, MachineError> {
         let StepBuffers { positions, logits, .. } = buffers;
-        let tokens = Tokens::Step(StepTokens { positions, layers, partial: &self.partial, logits });
+        let part = buffers.part.as_ref();
+        let (partial, counters) = (&self.partial, self.counters.as_ref());
+        let tokens = Tokens::Step(StepTokens { positions, layers, partial, counters, logits, part });
         let mut stream = Stream::new(&buffers.pass, buffers.sequences, &buffers.tokens, tokens);
         stream.held = held;
         program.run(cube, &mut stream)?;
-        if stream.logits.is_none() {
+        if stream.logits.is_empty() {
             return Err(MachineError::Bug { what: "a program ended without logits" });
         }
         if let Some(sampling) = &self.sampling {

@@ -27,8 +27,8 @@ pub struct Stream<'a> {
     /// Which of the two buffers of the stream holds the sum.
     current: usize,
     pub(super) branch: Option<Branch>,
-    /// f32 \[wanted, vocab\], at the end.
-    pub(super) logits: Option<Handle>,
+    /// f32 \[wanted, vocab\], at the end: in as many buffers as hold them, and their rows.
+    pub(super) logits: Vec<(Handle, usize)>,
     /// Weights that launches have read, where a record has to keep them.
     pub(super) held: Option<Vec<Handle>>,
 }
@@ -60,8 +60,12 @@ pub(super) struct StepTokens<'a> {
     pub(super) layers: &'a [LayerBuffers],
     /// Where the parts of attention are gathered.
     pub(super) partial: &'a Handle,
+    /// Zeros, by which the last of the cubes that make them knows that it is, where it combines them.
+    pub(super) counters: Option<&'a Handle>,
     /// Where logits go, f32 \[sequences, vocab\].
     pub(super) logits: &'a Handle,
+    /// Where those of a part of the head are made, if it lies in several.
+    pub(super) part: Option<&'a Handle>,
 }
 
 /// Consecutive tokens of one sequence after the other.
@@ -161,7 +165,7 @@ impl Rows {
 
 impl<'a> Stream<'a> {
     pub(super) fn new(buffers: &'a Buffers, rows: usize, ids: &'a Handle, tokens: Tokens<'a>) -> Self {
-        Self { buffers, rows, ids, tokens, current: 0, branch: None, logits: None, held: None }
+        Self { buffers, rows, ids, tokens, current: 0, branch: None, logits: Vec::new(), held: None }
     }
 
     /// The sum so far.

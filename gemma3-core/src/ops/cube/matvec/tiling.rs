@@ -193,22 +193,66 @@ impl Tiling {
             }
         }
         let (vector_words, units) = best.unwrap_or((4, hardware.lanes));
-        let steps = (layout.row_words() / vector_words).div_ceil(units);
         let rows = Self::rows_at_once(hardware, layout, batch, outputs, units);
-        let mut tiling = Self {
+        let base = Self {
             vector_words,
             groups: hardware.groups_of(units),
             rows,
             passes: 1,
-            unroll: Self::best_unroll(steps, rows, vector_words),
+            unroll: 1,
             staged,
             activations,
             native_halves: hardware.native_halves,
         };
+        base.divided(hardware, layout, vector_words, units, rows)
+    }
+
+    /// The same with other units, rows and words at once.
+    fn divided(
+        self,
+        hardware: &Hardware,
+        layout: &Layout,
+        vector_words: usize,
+        units: usize,
+        rows: usize,
+    ) -> Self {
+        let steps = (layout.row_words() / vector_words).div_ceil(units);
+        let unroll = Self::best_unroll(steps, rows, vector_words);
+        let groups = hardware.groups_of(units);
+        let mut tiling = Self { vector_words, groups, rows, passes: 1, unroll, ..self };
         while tiling.cubes(layout) > hardware.max_cubes {
             tiling.passes *= 2;
         }
         tiling
+    }
+
+    /// Other divisions of the same product that its kernels can do, for benches.
+    pub(crate) fn others(
+        &self,
+        hardware: &Hardware,
+        layout: &Layout,
+        batch: usize,
+        outputs: usize,
+    ) -> Vec<Self> {
+        let min_words = self.weights_at_once().div_ceil(layout.weights_per_word());
+        let mut others = Vec::new();
+        for words in [4, 2, 1].into_iter().filter(|words| *words >= min_words) {
+            for units in [8, 16, 32, 64, 128, 256] {
+                for rows in [1, 2, 4].map(|rows| rows * outputs) {
+                    let fits = batch * rows <= MAX_SUMS && rows <= 4;
+                    // Each unit has something to load.
+                    if fits && units * words <= layout.row_words() {
+                        others.push(self.divided(hardware, layout, words, units, rows));
+                    }
+                }
+            }
+        }
+        others
+    }
+
+    /// Weights that a unit takes at once.
+    fn weights_at_once(&self) -> usize {
+        if self.activations == Activations::Int8 { 8 } else { 4 }
     }
 
     /// Rows of the matrix that a group works on at once. Decoding blocks, and batches, take more than memory

@@ -50,6 +50,16 @@ pub enum PackError {
         /// Weights in a row.
         cols: usize,
     },
+    /// Rows are divided among buffers, but not the numbers of a row.
+    #[error(
+        "four rows of {row_bytes} bytes don't fit the {buffer_bytes} bytes that the device allows in a buffer"
+    )]
+    WideRows {
+        /// Bytes of a row in device memory.
+        row_bytes: u64,
+        /// The most bytes of a buffer.
+        buffer_bytes: u64,
+    },
 }
 
 /// Format and shape of a packed matrix, from which every offset follows. A constant of the kernels.
@@ -157,6 +167,26 @@ impl Layout {
             }
     }
 
+    /// Rows of each part of the matrix where its rows are divided among as few buffers of at most so many bytes as hold
+    /// them: all, or a multiple of 64, so that the outputs of a part begin where bindings may; of 4 if no more fit.
+    ///
+    /// # Errors
+    /// [`PackError::WideRows`] if not even four fit.
+    pub fn rows_of_part(&self, buffer_bytes: u64) -> Result<usize, PackError> {
+        let row_words =
+            if self.row_words() > self.side_words() { self.row_words() } else { self.side_words() };
+        let row_bytes = (row_words * size_of::<u32>()) as u64;
+        let most = usize::try_from(buffer_bytes / row_bytes.max(1)).unwrap_or(usize::MAX);
+        if self.rows <= most {
+            return Ok(self.rows);
+        }
+        let granularity = if most >= 64 { 64 } else { 4 };
+        match most / granularity * granularity {
+            0 => Err(PackError::WideRows { row_bytes, buffer_bytes }),
+            most => Ok(self.rows.div_ceil(self.rows.div_ceil(most)).next_multiple_of(granularity)),
+        }
+    }
+
     /// Bytes of device memory of the whole matrix.
     pub const fn bytes(&self) -> usize {
         self.rows * (self.row_words() + self.side_words()) * size_of::<u32>()
@@ -175,6 +205,30 @@ mod tests {
             let file = format.tensor_bytes(&[3, cols]).unwrap();
             assert!(layout.bytes() * 20 <= file * 21, "{format}: {} of {file}", layout.bytes());
         }
+    }
+
+    #[test]
+    fn parts_of_alike_sizes_fit_the_buffers() {
+        // The heads of the 1B and the 4B where buffers are as small as WebGPU allows them to be.
+        let most = 128 << 20;
+        for (format, cols, parts) in [
+            (TensorFormat::BF16, 1152, 5),
+            (TensorFormat::Q4_0, 1152, 2),
+            (TensorFormat::BF16, 2560, 10),
+            (TensorFormat::Q6_K, 2560, 3),
+        ] {
+            let layout = Layout::new(format, 262_144, cols).unwrap();
+            let each = layout.rows_of_part(most).unwrap();
+            assert_eq!((layout.rows.div_ceil(each), each % 64), (parts, 0), "{format} {cols}");
+            let part = Layout { rows: each, ..layout };
+            assert!((part.rows * part.row_words() * 4) as u64 <= most, "{format} {cols}");
+        }
+        let layout = Layout::new(TensorFormat::F32, 100, 64).unwrap();
+        assert_eq!(layout.rows_of_part(100 * 256), Ok(100));
+        assert_eq!(layout.rows_of_part(70 * 256), Ok(64));
+        assert_eq!(layout.rows_of_part(11 * 256), Ok(8));
+        let error = PackError::WideRows { row_bytes: 256, buffer_bytes: 3 * 256 };
+        assert_eq!(layout.rows_of_part(3 * 256), Err(error));
     }
 
     #[test]

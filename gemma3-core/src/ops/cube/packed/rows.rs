@@ -1,6 +1,7 @@
 //! Rows of a packed matrix, by ids that lie on the device: the embedding.
 
 use std::cmp::min;
+use std::sync::Arc;
 
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -11,9 +12,34 @@ use super::{Layout, PackedMatrix, Quad, fetch_side, quad, quads_of_span, scale_p
 /// Units of a cube.
 const UNITS: u32 = 64;
 
-/// Rows `ids` \[count\] (u32) of the matrix, times `factor`, into `out` \[count, cols\]. An id beyond the
-/// matrix stands for its last row: kernels can't fail.
-pub fn rows(client: &Client, matrix: &PackedMatrix, ids: &Handle, out: &Handle, count: usize, factor: f32) {
+/// Rows `ids` \[count\] (u32) of a matrix that lies in `parts`, one after the other, times `factor`, into `out`
+/// \[count, cols\]. An id beyond the matrix stands for its last row: kernels can't fail.
+pub fn rows(
+    client: &Client,
+    parts: &[Arc<PackedMatrix>],
+    ids: &Handle,
+    out: &Handle,
+    count: usize,
+    factor: f32,
+) {
+    let mut first = 0;
+    for (index, part) in parts.iter().enumerate() {
+        let next = first + part.layout.rows as u32;
+        let last = if index + 1 == parts.len() { u32::MAX } else { next - 1 };
+        rows_of_part(client, part, [first, last], [ids, out], count, factor);
+        first = next;
+    }
+}
+
+/// Those of the rows that lie in a part: of the ids `first` to `last`.
+fn rows_of_part(
+    client: &Client,
+    matrix: &PackedMatrix,
+    [first, last]: [u32; 2],
+    [ids, out]: [&Handle; 2],
+    count: usize,
+    factor: f32,
+) {
     let layout = matrix.layout;
     let quads = layout.cols / 4;
     let items = (layout.row_words() / 4) as u32;
@@ -28,12 +54,14 @@ pub fn rows(client: &Client, matrix: &PackedMatrix, ids: &Handle, out: &Handle, 
             BufferArg::from_raw_parts(matrix.side.clone(), (layout.rows * layout.side_words()).max(1)),
             BufferArg::from_raw_parts(out.clone(), count * quads),
             factor,
+            first,
+            last,
             layout,
         );
     }
 }
 
-/// Unit `[item, i]` makes the weights of one vector of row `ids[i]`.
+/// Unit `[item, i]` makes the weights of one vector of row `ids[i]`, if that is one of those from `first` to `last`.
 #[cube(launch_unchecked)]
 fn rows_kernel(
     ids: &[u32],
@@ -41,13 +69,16 @@ fn rows_kernel(
     side: &[u32],
     out: &mut [Quad],
     factor: f32,
+    first: u32,
+    last: u32,
     #[comptime] layout: Layout,
 ) {
     let items = comptime!(layout.row_words() / 4);
     let item = ABSOLUTE_POS_X as usize;
-    if item < items {
-        let position = CUBE_POS_Y as usize;
-        let row = min(ids[position] as usize, comptime!(layout.rows - 1));
+    let position = CUBE_POS_Y as usize;
+    let id = ids[position];
+    if item < items && id >= first && id <= last {
+        let row = min((id - first) as usize, comptime!(layout.rows - 1));
         let quads = comptime!(layout.weights_per_word());
         let span_quads = comptime!(quads_of_span(&layout, 4));
         let cols = comptime!(layout.cols / 4);
@@ -83,7 +114,8 @@ mod tests {
             let (matrix, weights) = random_matrix(&client, format, 7, cols, &mut random);
             let ids = [6_u32, 0, 3];
             let out = poisoned(&client, ids.len() * cols);
-            rows(&client, &matrix, &client.create_from_slice(u32::as_bytes(&ids)), &out, ids.len(), 0.5);
+            let (parts, buffer) = ([Arc::new(matrix)], client.create_from_slice(u32::as_bytes(&ids)));
+            rows(&client, &parts, &buffer, &out, ids.len(), 0.5);
             let expected = ids.iter().flat_map(|id| &weights[*id as usize * cols..][..cols]);
             for (found, weight) in download(&client, &out).iter().zip(expected) {
                 // The products scale * q and, in K formats, those that make scale and minimum are rounded.
@@ -91,5 +123,21 @@ mod tests {
                 assert!((found - 0.5 * weight).abs() <= bound, "{format}: {found}, not half of {weight}");
             }
         }
+    }
+
+    #[test]
+    fn rows_come_from_the_part_that_they_lie_in() {
+        let Some(client) = client() else { return };
+        let (cols, mut random) = (64, Random::new(2));
+        let parts = [8, 4, 5].map(|rows| random_matrix(&client, TensorFormat::F32, rows, cols, &mut random));
+        let weights: Vec<f32> = parts.iter().flat_map(|(_, weights)| weights.clone()).collect();
+        let parts = parts.map(|(matrix, _)| Arc::new(matrix));
+        let ids = [0_u32, 7, 8, 11, 12, 16, 17, u32::MAX];
+        let out = poisoned(&client, ids.len() * cols);
+        let buffer = client.create_from_slice(u32::as_bytes(&ids));
+        rows(&client, &parts, &buffer, &out, ids.len(), 1.0);
+        // Those beyond are the last.
+        let expected = ids.map(|id| &weights[id.min(16) as usize * cols..][..cols]).concat();
+        assert_eq!(download(&client, &out), expected);
     }
 }

@@ -1,6 +1,7 @@
 //! A small model by chunks, by steps alone and by steps together, with tokens chosen on the device and on the host. What
 //! operations compute is tested with the kernels, and with the model.
 
+mod limits;
 mod tiny;
 
 use super::*;
