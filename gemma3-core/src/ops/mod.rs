@@ -40,7 +40,10 @@ pub use cpu::{Cpu, CpuCache, CpuFeatures, CpuMatrix, CpuRows, CpuStream};
 pub use cube::machine::Cube;
 #[cfg(feature = "cube")]
 #[doc(hidden)]
-pub use cube::{gemm::RegisterTile, trial};
+pub use cube::{
+    gemm::{Numbers, RegisterTile},
+    trial,
+};
 pub use error::{MachineError, MatrixError};
 pub use precision::Precision;
 pub use visibility::Visibility;
