@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use gemma3::core::checkpoint::{Checkpoint, RandomTensor};
 use gemma3::core::config::ModelConfig;
-use gemma3::core::ops::RegisterTile;
 use gemma3::core::ops::trial::{Trial, TrialNumbers, TrialProduct, Trials};
+use gemma3::core::ops::{Numbers, RegisterTile};
 
 use crate::arguments::Arguments;
 use crate::{Failure, models};
@@ -17,13 +17,15 @@ pub fn print(arguments: &Arguments) -> Result<(), Failure> {
     let device = crate::open(arguments)?;
     let trials = Trials::open(&device).ok_or("such a device has no kernels of ours")?;
     println!("{} through {}", crate::gemm::card(&device).unwrap_or_default(), trials.runtime());
-    let mut peak = f64::NAN;
-    for numbers in [TrialNumbers::F16, TrialNumbers::Int8, TrialNumbers::F32] {
-        let Some(trial) = trials.multiply_adds(numbers) else { continue };
-        peak = rate(&trial)?;
-        println!("multiply-adds of {numbers:?}: {peak:.1} T/s");
-    }
-    // The last was f32.
+    let peak = |numbers| match trials.multiply_adds(numbers) {
+        None => Ok(None),
+        Some(trial) => rate(&trial).map(|rate| {
+            println!("multiply-adds of {numbers:?}: {rate:.1} T/s");
+            Some(rate)
+        }),
+    };
+    peak(TrialNumbers::Int8)?;
+    let peaks = [(Numbers::F32, peak(TrialNumbers::F32)?), (Numbers::F16, peak(TrialNumbers::F16)?)];
     for model in arguments.models()? {
         for (name, [outputs, inputs], gated) in model.matrices() {
             let (tensor_name, shape) = ("weight".to_owned(), vec![outputs, inputs]);
@@ -35,17 +37,20 @@ pub fn print(arguments: &Arguments) -> Result<(), Failure> {
             for rows in arguments.prompts() {
                 let product = trials.product(checkpoint.raw("weight")?, *rows)?;
                 println!("\n{model}, {name}: {rows} x {inputs} x {outputs}");
-                for tile in tiles(&product, *rows) {
-                    let rate = rate(&product.by(tile, gated))?;
-                    let chosen = if tile == product.chosen() { "  <- chosen" } else { "" };
-                    let RegisterTile { unit_m, unit_n, depth, splits, .. } = tile;
-                    println!(
-                        "{:>4} x {:<4} units of {unit_m} x {unit_n}, depth {depth}, {splits} parts: \
-                         {rate:6.2} TFLOP/s, {:3.0}%{chosen}",
-                        tile.m(),
-                        tile.n(),
-                        100.0 * rate / peak,
-                    );
+                for (numbers, peak) in peaks {
+                    let Some(peak) = peak else { continue };
+                    for tile in tiles(&product, numbers, *rows) {
+                        let rate = rate(&product.by(tile, gated))?;
+                        let chosen = if tile == product.chosen(numbers) { "  <- chosen" } else { "" };
+                        let RegisterTile { unit_m, unit_n, depth, splits, .. } = tile;
+                        println!(
+                            "{numbers:?} {:>4} x {:<4} units of {unit_m} x {unit_n}, depth {depth}, {splits} parts: \
+                             {rate:6.2} TFLOP/s, {:3.0}%{chosen}",
+                            tile.m(),
+                            tile.n(),
+                            100.0 * rate / peak,
+                        );
+                    }
                 }
             }
         }
@@ -55,13 +60,14 @@ pub fn print(arguments: &Arguments) -> Result<(), Failure> {
 
 /// The one that is chosen, and those that are not much larger than what there is to multiply, whole and, of few rows, in
 /// parts.
-fn tiles(product: &TrialProduct<'_>, rows: usize) -> Vec<RegisterTile> {
-    let chosen = product.chosen();
+fn tiles(product: &TrialProduct<'_>, numbers: Numbers, rows: usize) -> Vec<RegisterTile> {
+    let chosen = product.chosen(numbers);
     let fitting = |tile: &RegisterTile| tile.m() < 2 * rows.max(16) && (rows <= 64 || tile.m() >= 64);
     let parts: &[usize] = if rows <= 64 { &[1, 4] } else { &[1] };
     let tiles = RegisterTile::ALL.into_iter().filter(fitting);
-    let tiles =
-        tiles.flat_map(|tile| parts.iter().map(move |splits| RegisterTile { splits: *splits, ..tile }));
+    let tiles = tiles.flat_map(|tile| {
+        parts.iter().map(move |splits| RegisterTile { splits: *splits, ..tile.of(numbers) })
+    });
     tiles.filter(|tile| *tile != chosen).chain([chosen]).collect()
 }
 

@@ -43,7 +43,10 @@ pub use cube::costs;
 pub use cube::machine::Cube;
 #[cfg(feature = "cube")]
 #[doc(hidden)]
-pub use cube::{gemm::RegisterTile, trial};
+pub use cube::{
+    gemm::{Numbers, RegisterTile},
+    trial,
+};
 pub use error::{MachineError, MatrixError};
 pub use precision::Precision;
 pub use visibility::Visibility;

@@ -9,7 +9,8 @@ use cubecl::prelude::*;
 use half::f16;
 
 use super::commands::Commands;
-use super::gemm::{Output, Plan, Processor, RegisterTile, Rows, launch};
+use super::gemm::{Numbers, Output, Plan, Processor, RegisterTile, Rows, launch, write_rows};
+use super::matvec::{Hardware, Input};
 use super::packed::PackedMatrix;
 use crate::checkpoint::TensorView;
 use crate::ops::{MachineError, MatrixError, Precision};
@@ -113,7 +114,7 @@ impl Trials {
         Some(Trial { commands: &self.commands, operations, run: Box::new(run) })
     }
 
-    /// A matrix and `rows` rows of f32 to be multiplied with it.
+    /// A matrix and `rows` rows to be multiplied with it.
     ///
     /// # Errors
     ///
@@ -126,41 +127,51 @@ impl Trials {
         let (format, cols) = (weight.format, rest.iter().product());
         let matrix = PackedMatrix::upload(client, format, cols, &[&weight.bytes])?;
         let value = |i: usize| (i.wrapping_mul(2_654_435_761) % 1999) as f32 / 1000.0 - 1.0;
-        let values: Vec<f32> = (0..rows * matrix.layout.cols).map(value).collect();
-        let x = Rows::f32(&self.commands.upload(&values));
+        let values: Vec<f32> = (0..rows * cols).map(value).collect();
+        let floats = Rows::f32(&self.commands.upload(&values));
         let out = Rows::f32(&client.empty(rows * matrix.layout.rows * size_of::<f32>()));
         let processor = Processor::of(client).with_precision(Precision::Fast);
-        Ok(TrialProduct { commands: &self.commands, processor, matrix, x, out, rows })
+        Ok(TrialProduct { commands: &self.commands, processor, matrix, floats, out, rows })
     }
 }
 
-/// A product of f32 rows by the exact kernel.
+/// A product in registers.
 #[derive(Debug)]
 pub struct TrialProduct<'a> {
     commands: &'a Commands,
     processor: Processor,
     matrix: PackedMatrix,
-    x: Rows,
+    floats: Rows,
     out: Rows,
     rows: usize,
 }
 
 impl TrialProduct<'_> {
-    /// The tile that the library takes.
-    pub fn chosen(&self) -> RegisterTile {
+    /// The tile that the library takes of tiles of such numbers.
+    pub fn chosen(&self, numbers: Numbers) -> RegisterTile {
         let Processor { multiprocessors, divided, .. } = self.processor;
-        RegisterTile::choose(multiprocessors, &self.matrix.layout, self.rows, divided)
+        RegisterTile::choose(numbers, multiprocessors, &self.matrix.layout, self.rows, divided)
     }
 
     /// The product by a tile; `gated` of a gate over an up projection.
     pub fn by(&self, tile: RegisterTile, gated: bool) -> Trial<'_> {
-        let layout = self.matrix.layout;
+        let (client, layout) = (self.commands.client(), self.matrix.layout);
         let tile = tile.split(tile.splits, &layout);
         let parts = tile.splits * self.rows * layout.rows * size_of::<f32>();
-        let parts = self.commands.client().empty(if tile.splits > 1 { parts } else { 4 });
+        let parts = client.empty(if tile.splits > 1 { parts } else { 4 });
+        let x = match tile.numbers {
+            Numbers::F32 => self.floats.clone(),
+            Numbers::F16 => {
+                let format = tile.numbers.row_format();
+                let x = Rows::empty(client, format, self.rows, layout.cols);
+                let floats = Input::Plain { x: &self.floats.handle };
+                write_rows(client, &Hardware::of(client), floats, &x, self.rows, layout.cols);
+                x
+            }
+        };
         let run = move |client: &Client| {
             let out = if gated { Output::gated(&self.out) } else { Output::plain(&self.out) };
-            launch(client, Plan::Exact(tile), &self.x, &self.matrix, out, self.rows, Some(&parts));
+            launch(client, Plan::Registers(tile), &x, &self.matrix, out, self.rows, Some(&parts));
         };
         let operations = 2.0 * (self.rows * layout.rows * layout.cols) as f64;
         Trial { commands: self.commands, operations, run: Box::new(run) }

@@ -2,21 +2,33 @@
 //! of two that brings its largest number near the end of f16's range. Multiplying by one is exact, and the sums of a
 //! product are multiplied back.
 
-use std::cmp::max;
+use std::cmp::{max, min};
 
 use cubecl::prelude::*;
-use half::f16;
 
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_max};
 
-/// Two floats as f16, the first in the low half. Only where the device has f16.
+/// Two floats as f16, the first in the low half. Made of bits: not every device has f16, and WGSL's compilers can't take
+/// a pair of them for a word.
 #[cube]
 pub(crate) fn f16_pair(low: f32, high: f32) -> u32 {
-    let mut pair = Vector::<f32, Const<2>>::empty();
-    pair.insert(0usize, low);
-    pair.insert(1usize, high);
-    u32::reinterpret(Vector::<f16, Const<2>>::cast_from(pair))
+    half_bits(low) | (half_bits(high) << 16u32)
+}
+
+/// The bits of the nearest f16; of numbers beyond its range, infinity.
+#[cube]
+fn half_bits(value: f32) -> u32 {
+    let bits = u32::reinterpret(value);
+    let magnitude = bits & 0x7fff_ffffu32;
+    // The exponent's bias is 112 less.
+    let normal = ((magnitude + 0x0fffu32 + ((magnitude >> 13u32) & 1u32)) >> 13u32)
+        - select(magnitude >= 0x3880_0000u32, 0x1_c000u32, 0u32);
+    // Added to 1/2, the last bit counts 2^-24 as that of a subnormal half does, and the addition rounds.
+    let subnormal = u32::reinterpret(f32::reinterpret(magnitude) + 0.5f32) - 0x3f00_0000u32;
+    let finite = select(magnitude >= 0x3880_0000u32, min(normal, 0x7c00u32), subnormal);
+    let half = select(magnitude > 0x7f80_0000u32, 0x7e00u32, finite);
+    half | ((bits >> 16u32) & 0x8000u32)
 }
 
 /// The power of two that brings the largest number of a cube's row to 2^13 or more and below 2^14, and its inverse. The

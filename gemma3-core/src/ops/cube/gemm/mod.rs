@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `rows`, `layer_norm` | activations as rows of f32, bf16 or f16, with the norms in front |
 //! | `halves` | what f16 has no room for |
-//! | `exact`, `register_tile` | the kernel of every device: f32 throughout; how it is divided |
+//! | `registers`, `register_tile` | the kernel of every device: exact in f32, or in pairs of f16; how it is divided |
 //! | `tensor` | the kernel for NVIDIA's tensor cores (CUDA): bf16 products, f32 sums |
 //! | `staging` | how tiles get into its shared memory; packed weights into bf16 |
 //! | `ptx` | the instructions that it is made of |
@@ -14,7 +14,6 @@
 
 mod cooperative;
 mod epilogue;
-mod exact;
 mod halves;
 mod layer_norm;
 mod parts;
@@ -23,6 +22,7 @@ mod ptx;
 #[cfg(test)]
 mod rates;
 mod register_tile;
+mod registers;
 mod rows;
 mod staging;
 mod tensor;
@@ -33,7 +33,7 @@ mod tile;
 pub use layer_norm::{LayerNorm, write_layer_norm};
 pub use plan::{Plan, Processor};
 pub(crate) use ptx::bf16_pair;
-pub use register_tile::RegisterTile;
+pub use register_tile::{Numbers, RegisterTile};
 pub(crate) use rows::quad_words;
 pub use rows::{RowFormat, Rows, write_rows, write_rows_of_parts};
 pub use tile::{Engine, Tile};
@@ -41,12 +41,14 @@ pub use tile::{Engine, Tile};
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use half::f16;
 
+use crate::formats::TensorFormat;
 use crate::ops::cube::packed::{Layout, PackedMatrix};
 use cooperative::cooperative_kernel;
 use epilogue::{Finish, Job};
-use exact::{ExactJob, exact_kernel};
-use parts::{UNITS, exact_parts_kernel, parts_kernel};
+use parts::{UNITS, parts_kernel, register_parts_kernel};
+use registers::{RegisterJob, registers_kernel};
 use tensor::tensor_kernel;
 
 /// Where the results of a product go.
@@ -115,7 +117,7 @@ impl<'a> Output<'a> {
 pub fn part_count(processor: &Processor, layout: &Layout, format: RowFormat, rows: usize) -> usize {
     match processor.plan(layout, format, rows, false) {
         Plan::Tensor(tile) => tile.split(tile.splits, layout).splits,
-        Plan::Exact(tile) => tile.splits,
+        Plan::Registers(tile) => tile.splits,
     }
 }
 
@@ -135,8 +137,8 @@ pub fn linear_parts(
             launch_tensor_parts(client, tile, x, matrix, out, rows);
             tile.split(tile.splits, &matrix.layout).splits
         }
-        Plan::Exact(tile) if rows > 0 && tile.splits > 1 => {
-            launch_exact_parts(client, tile, &x.handle, matrix, out, rows);
+        Plan::Registers(tile) if rows > 0 && tile.splits > 1 => {
+            launch_register_parts(client, tile, x, matrix, out, rows);
             tile.splits
         }
         plan => {
@@ -156,7 +158,7 @@ pub fn scratch_bytes(
 ) -> usize {
     match processor.plan(layout, format, rows, gated) {
         Plan::Tensor(tile) => part_bytes(tile.split(tile.splits, layout).splits, layout, rows),
-        Plan::Exact(tile) => part_bytes(tile.splits, layout, rows),
+        Plan::Registers(tile) => part_bytes(tile.splits, layout, rows),
     }
 }
 
@@ -164,8 +166,8 @@ fn part_bytes(splits: usize, layout: &Layout, rows: usize) -> usize {
     if splits > 1 { splits * rows * layout.rows * size_of::<f32>() } else { 0 }
 }
 
-/// `x Wᵀ` of `rows` rows, by the kernels that `processor` has for the format of `x`: exact ones for f32 rows,
-/// tensor cores for others. [`Processor::row_format`] says which rows to make.
+/// `x Wᵀ` of `rows` rows, by the kernels that `processor` has for the format of `x`: exact ones for f32 rows, tensor
+/// cores or pairs of f16 for others. [`Processor::row_format`] says which rows to make.
 /// `scratch` of [`scratch_bytes`] is used where it is large enough; a recorded product needs it, since what is
 /// allocated here is free for others afterwards.
 ///
@@ -187,8 +189,7 @@ pub fn linear(
 /// Launches a product as planned.
 ///
 /// # Panics
-/// If the plan doesn't fit the formats of `x` and `out`: f32 rows have exact plans and f32 outputs, f16 rows cooperative
-/// matrices and f32 outputs.
+/// If the plan doesn't fit the formats of `x` and `out`: see [`Numbers::row_format`] and [`RowFormat::of_products`].
 pub fn launch(
     client: &Client,
     plan: Plan,
@@ -202,13 +203,10 @@ pub fn launch(
         return;
     }
     match plan {
-        Plan::Exact(tile) => {
-            assert_eq!(
-                (x.format, out.rows.format),
-                (RowFormat::F32, RowFormat::F32),
-                "exact products are of f32"
-            );
-            launch_exact(client, tile, &x.handle, matrix, out, rows, scratch);
+        Plan::Registers(tile) => {
+            let formats = (tile.numbers.row_format(), RowFormat::F32);
+            assert_eq!((x.format, out.rows.format), formats, "the rows of another kernel");
+            launch_registers(client, tile, x, matrix, out, rows, scratch);
         }
         Plan::Tensor(tile) => {
             assert_eq!(x.format, tile.engine.row_format(), "the rows of another instruction");
@@ -218,17 +216,17 @@ pub fn launch(
     }
 }
 
-fn launch_exact(
+fn launch_registers(
     client: &Client,
     tile: RegisterTile,
-    x: &Handle,
+    x: &Rows,
     matrix: &PackedMatrix,
     out: Output<'_>,
     rows: usize,
     scratch: Option<&Handle>,
 ) {
     let layout = matrix.layout;
-    let job = ExactJob { layout, tile, gated: out.gated, finish: out.finish() };
+    let job = RegisterJob { layout, tile, gated: out.gated, finish: out.finish() };
     let side_len = (layout.rows * layout.side_words()).max(1);
     let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
     if tile.splits == 1 {
@@ -236,10 +234,10 @@ fn launch_exact(
         return;
     }
     let parts = parts_buffer(client, scratch, part_bytes(tile.splits, &layout, rows));
-    launch_exact_parts(client, tile, x, matrix, &parts, rows);
+    launch_register_parts(client, tile, x, matrix, &parts, rows);
     // SAFETY: the lengths are those of the layout, the rows and the parts, which bound every index of the kernel.
     unsafe {
-        exact_parts_kernel::launch_unchecked(
+        register_parts_kernel::launch_unchecked(
             client,
             CubeCount::Static((job.outputs() as u32).div_ceil(UNITS), rows as u32, 1),
             CubeDim::new_1d(UNITS),
@@ -256,17 +254,17 @@ fn launch_exact(
 }
 
 /// The sums of each part of the columns, f32 \[splits, rows, layout.rows\].
-fn launch_exact_parts(
+fn launch_register_parts(
     client: &Client,
     tile: RegisterTile,
-    x: &Handle,
+    x: &Rows,
     matrix: &PackedMatrix,
     parts: &Handle,
     rows: usize,
 ) {
     let layout = matrix.layout;
     // Each part is like a product of its own.
-    let job = ExactJob { layout, tile, gated: false, finish: Finish::NONE };
+    let job = RegisterJob { layout, tile, gated: false, finish: Finish::NONE };
     let side_len = (layout.rows * layout.side_words()).max(1);
     // SAFETY: the length is that of the layout; nothing is read of what stands for biases and added rows.
     let unused = || unsafe { BufferArg::from_raw_parts(matrix.side.clone(), side_len) };
@@ -275,14 +273,14 @@ fn launch_exact_parts(
 
 fn launch_register_tiles(
     client: &Client,
-    job: ExactJob,
-    x: &Handle,
+    job: RegisterJob,
+    x: &Rows,
     matrix: &PackedMatrix,
     (bias, added, added_rows): (BufferArg, BufferArg, u32),
     out: &Handle,
     rows: usize,
 ) {
-    let ExactJob { layout, tile, .. } = job;
+    let RegisterJob { layout, tile, .. } = job;
     let words = job.vector_words();
     let count = CubeCount::Static(
         rows.div_ceil(tile.m()) as u32,
@@ -290,23 +288,36 @@ fn launch_register_tiles(
         tile.splits as u32,
     );
     // One kernel, however many parts there are.
-    let job = ExactJob { tile: RegisterTile { splits: 1, ..tile }, ..job };
-    // SAFETY: the lengths are those of the layout, the rows and the parts, which bound every index of the kernel; the
-    // cubes along the third axis are the parts.
+    let job = RegisterJob { tile: RegisterTile { splits: 1, ..tile }, ..job };
+    // SAFETY: these lengths are those of the layout, the rows and the parts.
+    let buffer = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
+    let numbers = buffer(&x.handle, rows * x.format.row_elements(layout.cols));
+    let factors = buffer(&x.handle, rows * x.format.row_words(layout.cols));
+    let quants = buffer(&matrix.quants, layout.rows * layout.row_words() / words);
+    let side = buffer(&matrix.side, (layout.rows * layout.side_words()).max(1));
+    let out = buffer(out, tile.splits * rows * job.outputs());
+    let launch = match tile.numbers {
+        Numbers::F32 => registers_kernel::launch_unchecked::<f32>,
+        Numbers::F16 => registers_kernel::launch_unchecked::<f16>,
+    };
+    // SAFETY: the lengths bound every index of the kernel; the cubes along the third axis are the parts.
     unsafe {
-        exact_kernel::launch_unchecked(
+        launch(
             client,
             count,
             CubeDim::new_1d(tile.units() as u32),
             words,
-            BufferArg::from_raw_parts(x.clone(), rows * layout.cols / 4),
-            BufferArg::from_raw_parts(matrix.quants.clone(), layout.rows * layout.row_words() / words),
-            BufferArg::from_raw_parts(matrix.side.clone(), (layout.rows * layout.side_words()).max(1)),
+            numbers,
+            factors,
+            quants,
+            side,
             bias,
             added,
-            BufferArg::from_raw_parts(out.clone(), tile.splits * rows * job.outputs()),
+            out,
             rows as u32,
             added_rows,
+            matrix.power,
+            matrix.power.recip(),
             job,
         );
     }
@@ -414,6 +425,8 @@ fn launch_tiles(
         Engine::Planes => 4, // not used
         Engine::Warpgroups => tile.sums().next_power_of_two(),
         Engine::Cooperative => {
+            // Halves are multiplied as they are.
+            let power = if layout.format == TensorFormat::F16 { 1.0 } else { matrix.power };
             // SAFETY: the lengths bound every index of the kernel; in shared memory it stays within the stages of tiles
             // and the planes' places.
             unsafe {
@@ -432,8 +445,8 @@ fn launch_tiles(
                     out,
                     rows as u32,
                     added_rows,
-                    matrix.power,
-                    matrix.power.recip(),
+                    power,
+                    power.recip(),
                     job,
                 );
             }

@@ -5,7 +5,7 @@ use std::cmp::min;
 use cubecl::prelude::*;
 
 use super::epilogue::{Job, finished, gelu, put_pair};
-use super::exact::ExactJob;
+use super::registers::RegisterJob;
 use crate::ops::cube::matvec::gelu_tanh;
 
 /// Units of a cube.
@@ -53,9 +53,9 @@ fn part_sum(parts: &[f32], row: u32, column: u32, rows: u32, #[comptime] job: Jo
     sum
 }
 
-/// The same of exact products: unit `[column, row]` makes an output from `parts` \[count, rows, layout.rows\].
+/// The same of products in registers: unit `[column, row]` makes an output from `parts` \[count, rows, layout.rows\].
 #[cube(launch_unchecked)]
-pub(super) fn exact_parts_kernel(
+pub(super) fn register_parts_kernel(
     parts: &[f32],
     bias: &[f32],
     added: &[f32],
@@ -63,15 +63,15 @@ pub(super) fn exact_parts_kernel(
     count: u32,
     rows: u32,
     added_rows: u32,
-    #[comptime] job: ExactJob,
+    #[comptime] job: RegisterJob,
 ) {
     let outputs = comptime!(job.outputs());
     let (column, row) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if column < comptime!(outputs as u32) {
-        let mut value = exact_part_sum(parts, row, column, count, rows, job);
+        let mut value = register_part_sum(parts, row, column, count, rows, job);
         if comptime!(job.gated) {
             let up = column + comptime!(outputs as u32);
-            value = gelu_tanh(value) * exact_part_sum(parts, row, up, count, rows, job);
+            value = gelu_tanh(value) * register_part_sum(parts, row, up, count, rows, job);
         }
         let finish = comptime!(job.finish);
         out[row as usize * outputs + column as usize] =
@@ -80,13 +80,13 @@ pub(super) fn exact_parts_kernel(
 }
 
 #[cube]
-fn exact_part_sum(
+fn register_part_sum(
     parts: &[f32],
     row: u32,
     column: u32,
     count: u32,
     rows: u32,
-    #[comptime] job: ExactJob,
+    #[comptime] job: RegisterJob,
 ) -> f32 {
     let width = comptime!(job.layout.rows);
     let mut at = row as usize * width + column as usize;

@@ -2,10 +2,10 @@
 
 use cubecl::client::Client;
 use cubecl::features::Plane;
-use cubecl::ir::features::MmaConfig;
+use cubecl::ir::features::{MmaConfig, TypeUsage};
 use cubecl::ir::{ElemType, FloatKind};
 
-use super::register_tile::RegisterTile;
+use super::register_tile::{Numbers, RegisterTile};
 use super::rows::RowFormat;
 use super::tile::{DEPTH, Engine, SIDE, Tile};
 use crate::formats::TensorFormat;
@@ -15,8 +15,8 @@ use crate::ops::cube::packed::Layout;
 /// A kernel and its division of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Plan {
-    /// The exact kernel.
-    Exact(RegisterTile),
+    /// Multiply-adds in registers: exact ones of f32, or others of f16.
+    Registers(RegisterTile),
     /// Tensor cores.
     Tensor(Tile),
 }
@@ -32,8 +32,10 @@ pub struct Processor {
     pub shared_bytes: usize,
     /// Multiprocessors; a guess for devices that don't say.
     pub multiprocessors: usize,
-    /// Whether the columns of exact products may be divided, where there are too few tiles for the device.
+    /// Whether the columns of products in registers may be divided, where there are too few tiles for the device.
     pub divided: bool,
+    /// Whether fast products in registers are of f16.
+    pub halves: bool,
 }
 
 /// The most rows of input that are one tile of planes, so that weights are read once.
@@ -63,6 +65,7 @@ impl Processor {
             shared_bytes: properties.hardware.max_shared_memory_size,
             multiprocessors: multiprocessors.map_or(DEFAULT_MULTIPROCESSORS, |count| count as usize),
             divided: true,
+            halves: engine.is_none() && multiplies_halves(client),
         }
     }
 
@@ -76,8 +79,14 @@ impl Processor {
     pub fn row_format(&self, precision: Precision) -> RowFormat {
         match (precision, self.engine) {
             (Precision::Fast, Some(engine)) => engine.row_format(),
+            (Precision::Fast, None) if self.halves => RowFormat::F16,
             _ => RowFormat::F32,
         }
+    }
+
+    /// Whether products of rows of a format are made in registers, without an instruction for matrices.
+    pub fn in_registers(&self, format: RowFormat) -> bool {
+        self.engine.is_none_or(|engine| engine.row_format() != format)
     }
 
     /// The plan for `rows` rows of a format. `gated`: a gate over an up projection.
@@ -86,7 +95,11 @@ impl Processor {
             Some(engine) if engine.row_format() == format => {
                 Plan::Tensor(self.tile(engine, layout, rows, gated))
             }
-            _ => Plan::Exact(RegisterTile::choose(self.multiprocessors, layout, rows, self.divided)),
+            _ => {
+                let numbers = if format == RowFormat::F16 { Numbers::F16 } else { Numbers::F32 };
+                let (processors, divided) = (self.multiprocessors, self.divided);
+                Plan::Registers(RegisterTile::choose(numbers, processors, layout, rows, divided))
+            }
         }
     }
 
@@ -209,9 +222,16 @@ pub(super) fn has_cooperative(client: &Client) -> bool {
         && 4 * planes <= hardware.max_units_per_cube
 }
 
+/// Whether a device multiplies more f16 than f32: two at a time, as GPUs with 16-bit arithmetic do but for Apple's.
+fn multiplies_halves(client: &Client) -> bool {
+    let usage = client.properties().type_usage(ElemType::Float(FloatKind::F16));
+    usage.is_superset(TypeUsage::Arithmetic | TypeUsage::Buffer)
+        && !client.properties().identity.name.contains("Apple")
+}
+
 impl Engine {
     /// The rows that it multiplies.
-    pub(super) const fn row_format(self) -> RowFormat {
+    pub const fn row_format(self) -> RowFormat {
         match self {
             Self::Planes | Self::Warpgroups => RowFormat::Bf16,
             Self::Cooperative => RowFormat::F16,
@@ -225,7 +245,14 @@ mod tests {
 
     fn hopper() -> Processor {
         let engine = Some(Engine::Warpgroups);
-        Processor { engine, plane_units: 32, shared_bytes: 232_448, multiprocessors: 132, divided: true }
+        Processor {
+            engine,
+            plane_units: 32,
+            shared_bytes: 232_448,
+            multiprocessors: 132,
+            divided: true,
+            halves: false,
+        }
     }
 
     #[test]
@@ -296,6 +323,6 @@ mod tests {
         let processor = Processor { engine: None, ..hopper() };
         let layout = Layout::new(TensorFormat::BF16, 64, 64).unwrap();
         assert_eq!(processor.row_format(Precision::Fast), RowFormat::F32);
-        assert!(matches!(processor.plan(&layout, RowFormat::F32, 40, false), Plan::Exact(_)));
+        assert!(matches!(processor.plan(&layout, RowFormat::F32, 40, false), Plan::Registers(_)));
     }
 }

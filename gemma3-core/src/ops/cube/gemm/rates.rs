@@ -273,7 +273,7 @@ fn input(client: &Client, format: RowFormat, rows: usize, cols: usize) -> Rows {
 fn print_rate(client: &Client, line: &str, plan: Plan, rows: usize, matrix: &PackedMatrix, gated: bool) {
     let layout = matrix.layout;
     let from = match plan {
-        Plan::Exact { .. } => RowFormat::F32,
+        Plan::Registers(tile) => tile.numbers.row_format(),
         Plan::Tensor(tile) => tile.engine.row_format(),
     };
     let x = input(client, from, rows, layout.cols);

@@ -1,10 +1,11 @@
-//! How an exact product is divided: the outputs that a unit keeps in registers, and the tile that a cube makes of
-//! them.
+//! How a product without matrix hardware is divided: the outputs that a unit keeps in registers, and the tile that a
+//! cube makes of them.
 //!
 //! A unit reads four columns of `unit_m` rows of the input and of `unit_n` rows of the matrix from shared memory and
 //! multiplies each with each, so the more outputs it keeps, the less it reads for each. Tiles fill at most 16 KiB of
 //! shared memory and 256 units, which every device of WebGPU has.
 
+use super::rows::RowFormat;
 use crate::ops::cube::packed::Layout;
 
 /// The fewest columns of a part, where columns are divided.
@@ -13,9 +14,38 @@ const PART_COLS: usize = 256;
 const MAX_SPLITS: usize = 8;
 const MAX_SPLIT_ROWS: usize = 8192;
 
-/// The part of an exact product that a cube makes, and how.
+/// The numbers that are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Numbers {
+    /// f32.
+    F32,
+    /// f16, of which units multiply two at a time.
+    F16,
+}
+
+impl Numbers {
+    /// The rows of the input.
+    pub const fn row_format(self) -> RowFormat {
+        match self {
+            Self::F32 => RowFormat::F32,
+            Self::F16 => RowFormat::F16,
+        }
+    }
+
+    /// Bytes of a number.
+    const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+/// The part of such a product that a cube makes, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RegisterTile {
+    /// What is multiplied.
+    pub numbers: Numbers,
     /// Rows of the input that a unit works on.
     pub unit_m: usize,
     /// Rows of the matrix that a unit works on: a multiple of 4.
@@ -24,7 +54,7 @@ pub struct RegisterTile {
     pub units_m: usize,
     /// Units along the rows of the matrix: a multiple of 8.
     pub units_n: usize,
-    /// Columns that are in shared memory at once: 16 or 32.
+    /// Columns that are in shared memory at once: 16 or 32, of f16 twice as many.
     pub depth: usize,
     /// Parts into which the columns are divided, each made by cubes of its own.
     pub splits: usize,
@@ -33,10 +63,15 @@ pub struct RegisterTile {
 impl RegisterTile {
     /// Units of `unit_m` by `unit_n` outputs, `units_m` by `units_n` of them.
     pub const fn new([unit_m, unit_n]: [usize; 2], [units_m, units_n]: [usize; 2], depth: usize) -> Self {
-        Self { unit_m, unit_n, units_m, units_n, depth, splits: 1 }
+        Self { numbers: Numbers::F32, unit_m, unit_n, units_m, units_n, depth, splits: 1 }
     }
 
-    /// The tiles that products are made of, those with the fewest rows first.
+    /// The same of other numbers, in as many bytes.
+    pub const fn of(self, numbers: Numbers) -> Self {
+        Self { numbers, depth: self.depth * self.numbers.bytes() / numbers.bytes(), ..self }
+    }
+
+    /// The tiles that products are made of, in f32, those with the fewest rows first.
     pub const ALL: [Self; 7] = [
         Self::new([2, 4], [8, 16], 32),
         Self::new([4, 4], [8, 16], 32),
@@ -64,7 +99,7 @@ impl RegisterTile {
 
     /// Bytes of shared memory.
     pub const fn shared_bytes(&self) -> usize {
-        (self.m() + self.n()) * self.depth * size_of::<f32>()
+        (self.m() + self.n()) * self.depth * self.numbers.bytes()
     }
 
     /// The same with the columns in about `splits` parts, none of which is empty.
@@ -75,15 +110,25 @@ impl RegisterTile {
 
     /// The tile and the parts that take the least time by [`work`](Self::work), on so many multiprocessors. Without
     /// `divided` there is one part: a row's sums then are the same whatever other rows there are.
-    pub fn choose(multiprocessors: usize, layout: &Layout, rows: usize, divided: bool) -> Self {
+    pub fn choose(
+        numbers: Numbers,
+        multiprocessors: usize,
+        layout: &Layout,
+        rows: usize,
+        divided: bool,
+    ) -> Self {
         let divided = divided && rows <= MAX_SPLIT_ROWS;
         let most = (layout.cols / PART_COLS).clamp(1, if divided { MAX_SPLITS } else { 1 });
         let tiles = Self::ALL.into_iter().flat_map(|tile| (1..=most).map(move |splits| (tile, splits)));
-        // Up to the smallest tile's rows all rows are one class, and so on: few kernels, and few to compile
-        // beforehand.
-        let wide = Self::ALL.map(|tile| tile.m()).into_iter().find(|m| rows <= *m).unwrap_or(rows);
-        let tiles = tiles.map(|(tile, splits)| tile.split(splits, layout));
+        let wide = Self::class(rows);
+        let tiles = tiles.map(|(tile, splits)| tile.of(numbers).split(splits, layout));
         tiles.min_by_key(|tile| tile.work(multiprocessors, layout, wide)).unwrap_or(Self::ALL[0])
+    }
+
+    /// The number of rows as which so many are planned: few kernels, and few to compile beforehand.
+    pub const fn class(rows: usize) -> usize {
+        let class = rows.next_power_of_two();
+        if class < 16 { 16 } else { class }
     }
 
     /// About how long a product takes, in multiply-adds of a multiprocessor.
@@ -121,10 +166,13 @@ impl RegisterTile {
 mod tests {
     use super::*;
     use crate::formats::TensorFormat;
+    use crate::ops::cube::gemm::registers::RUN;
 
     #[test]
     fn every_tile_fits_every_device() {
         for tile in RegisterTile::ALL {
+            assert_eq!(tile.of(Numbers::F16).shared_bytes(), tile.shared_bytes());
+            assert!(tile.of(Numbers::F16).depth.is_multiple_of(RUN));
             assert!(tile.shared_bytes() <= 16 << 10 && tile.units() <= 256, "{tile:?}");
             assert!(tile.unit_n.is_multiple_of(4) && [16, 32].contains(&tile.depth), "{tile:?}");
             assert!(tile.units_m.is_multiple_of(8) && tile.units_n.is_multiple_of(8), "{tile:?}");
@@ -136,10 +184,10 @@ mod tests {
         for cols in [64, 260, 1152, 6912, 10240] {
             let layout = Layout::new(TensorFormat::BF16, 1152, cols).unwrap();
             for rows in [1, 17, 64, 300, 5000] {
-                let tile = RegisterTile::choose(64, &layout, rows, true);
+                let tile = RegisterTile::choose(Numbers::F32, 64, &layout, rows, true);
                 let tiles = cols.div_ceil(tile.depth);
                 assert!((tile.splits - 1) * tiles.div_ceil(tile.splits) < tiles, "{tile:?}");
-                assert_eq!(RegisterTile::choose(64, &layout, rows, false).splits, 1);
+                assert_eq!(RegisterTile::choose(Numbers::F32, 64, &layout, rows, false).splits, 1);
             }
         }
     }
@@ -147,7 +195,8 @@ mod tests {
     #[test]
     fn few_rows_are_few_classes() {
         let layout = Layout::new(TensorFormat::Q4_0, 1152, 6912).unwrap();
-        let tiles: Vec<_> = (9..=64).map(|rows| RegisterTile::choose(132, &layout, rows, true)).collect();
+        let tiles: Vec<_> =
+            (9..=64).map(|rows| RegisterTile::choose(Numbers::F16, 132, &layout, rows, true)).collect();
         let mut classes = tiles.clone();
         classes.dedup();
         assert!(classes.len() <= 3, "{classes:?}");

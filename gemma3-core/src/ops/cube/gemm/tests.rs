@@ -1,3 +1,5 @@
+use cubecl::ir::{ElemType, FloatKind};
+
 use super::plan::has_cooperative;
 use super::*;
 use crate::formats::TensorFormat;
@@ -20,6 +22,10 @@ const HALVES: f64 = 1.0 / 512.0 + EXACT;
 /// What rounding an output to 8 bits adds, of its own size.
 const ROUNDED_OUTPUT: f64 = 1.0 / 512.0;
 
+/// The same where sixteen terms at a time are added up in f16: each addition is off by 2^-11 of the sum so far, which is
+/// no more than the sum of the sizes.
+const RUNS: f64 = 1.0 / 512.0 + 16.0 / 2048.0 + EXACT;
+
 const EPS: f32 = 1e-6;
 
 fn cols(format: TensorFormat) -> usize {
@@ -34,25 +40,33 @@ fn cols(format: TensorFormat) -> usize {
 /// What a plan's products are allowed to be off by, and the rows that it takes.
 fn precision(plan: &Plan) -> (f64, RowFormat) {
     match plan {
-        Plan::Exact { .. } => (EXACT, RowFormat::F32),
-        Plan::Tensor(tile) => (tolerance(tile.engine.row_format()), tile.engine.row_format()),
+        Plan::Registers(tile) => (tolerance(tile.numbers.row_format(), None), tile.numbers.row_format()),
+        Plan::Tensor(tile) => {
+            (tolerance(tile.engine.row_format(), Some(tile.engine)), tile.engine.row_format())
+        }
     }
 }
 
-/// What products of rows of a format are allowed to be off by.
-fn tolerance(format: RowFormat) -> f64 {
-    match format {
-        RowFormat::F32 => EXACT,
-        RowFormat::Bf16 => ROUNDED,
-        RowFormat::F16 => HALVES,
+/// What products of rows of a format are allowed to be off by, by an instruction or in registers.
+fn tolerance(format: RowFormat, engine: Option<Engine>) -> f64 {
+    match (format, engine) {
+        (RowFormat::F32, _) => EXACT,
+        (RowFormat::Bf16, _) => ROUNDED,
+        (RowFormat::F16, Some(_)) => HALVES,
+        (RowFormat::F16, None) => RUNS,
     }
 }
 
-/// Every tile, and one whose columns are divided.
+/// Every tile of the exact kernel.
 fn exact_plans() -> Vec<Plan> {
-    let [first, .., last] = RegisterTile::ALL;
-    let tiles = RegisterTile::ALL.into_iter().chain([RegisterTile { splits: 3, ..first }, last]);
-    tiles.map(Plan::Exact).collect()
+    RegisterTile::ALL.map(Plan::Registers).to_vec()
+}
+
+/// Every tile of pairs of f16, where the device has these.
+fn half_plans(client: &Client) -> Vec<Plan> {
+    let has_halves = client.properties().supports_type(ElemType::Float(FloatKind::F16));
+    let tiles = RegisterTile::ALL.into_iter().filter(|_| has_halves);
+    tiles.map(|tile| Plan::Registers(tile.of(Numbers::F16))).collect()
 }
 
 /// Divisions for cooperative matrices: one and two stages, all depths, planes in both directions, parts.
@@ -74,10 +88,18 @@ fn cooperative_plans(client: &Client) -> Vec<Plan> {
     tiles.filter(|tile| tile.shared_bytes() <= processor.shared_bytes).map(Plan::Tensor).collect()
 }
 
-/// The exact plans of which the others differ in sizes alone, and those that the device's tensor cores have.
+/// Plans for rows of f16.
+fn plans_of_halves(client: &Client) -> Vec<Plan> {
+    let mut plans = cooperative_plans(client);
+    plans.extend(half_plans(client).first());
+    plans
+}
+
+/// Plans in registers of which the others differ in sizes alone, and those that the device's tensor cores have.
 fn plans(client: &Client) -> Vec<Plan> {
-    let mut plans = exact_plans();
-    plans.drain(..RegisterTile::ALL.len());
+    let [first, .., last] = RegisterTile::ALL;
+    let mut plans = [RegisterTile { splits: 3, ..first }, last].map(Plan::Registers).to_vec();
+    plans.extend(half_plans(client).first());
     plans.extend(tensor_plans(client));
     plans
 }
@@ -143,7 +165,7 @@ fn numbers_beyond_the_range_of_halves_are_multiplied() {
         }
         x[3 * cols + 5] = 3e5;
         let expected = product(&to_f64(&x), &weights, cols);
-        for plan in cooperative_plans(&client) {
+        for plan in plans_of_halves(&client) {
             let (tolerance, format) = precision(&plan);
             let input = written(&client, &x, format, rows, cols);
             let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
@@ -167,7 +189,7 @@ fn what_is_not_finite_stays_in_its_rows_and_columns() {
     x[4 * cols + 1] = f32::NEG_INFINITY;
     x[11 * cols + 60] = f32::NAN;
     let expected = product(&to_f64(&x), &weights, cols);
-    for plan in cooperative_plans(&client) {
+    for plan in plans_of_halves(&client) {
         let (tolerance, format) = precision(&plan);
         let input = written(&client, &x, format, rows, cols);
         let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
@@ -194,10 +216,10 @@ fn many_rows_are_multiplied_by_every_format() {
         let (rows, outputs) = (70, 67);
         let mut random = Random::new(40);
         let (matrix, weights) = random_matrix(&client, format, outputs, cols, &mut random);
-        // Compiling takes most of the time: one exact plan for each format, the next for the next.
-        let exact = exact_plans();
-        let one = exact[format as usize % exact.len()];
-        for plan in [one].into_iter().chain(tensor_plans(&client)) {
+        // Compiling takes most of the time: one tile for each format, the next for the next.
+        let one = |plans: Vec<Plan>| plans.into_iter().cycle().nth(format as usize);
+        let in_registers = one(exact_plans()).into_iter().chain(one(half_plans(&client)));
+        for plan in in_registers.chain(tensor_plans(&client)) {
             let (tolerance, from) = precision(&plan);
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
             let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
@@ -219,7 +241,7 @@ fn any_number_of_rows_is_multiplied() {
         for precision in [Precision::Exact, Precision::Fast] {
             let processor = Processor::of(&client).with_precision(precision);
             let from = processor.row_format(precision);
-            let tolerance = tolerance(from);
+            let tolerance = tolerance(from, processor.engine);
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
             let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
             linear(&client, &processor, &x, &matrix, Output::plain(&out), rows, None);
@@ -331,7 +353,12 @@ fn parts_of_a_product_are_added_up_by_who_reads_them() {
         let input = Input::Plain { x: &divided };
         write_rows_of_parts(&client, &hardware, input, parts, &Rows::f32(&out), rows, outputs);
         let expected = product(&to_f64(&numbers), &weights, cols);
-        assert_close(&download(&client, &out), &expected, tolerance(format), "the sum of the parts");
+        assert_close(
+            &download(&client, &out),
+            &expected,
+            tolerance(format, processor.engine),
+            "the sum of the parts",
+        );
     }
 }
 

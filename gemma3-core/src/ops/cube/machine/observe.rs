@@ -91,7 +91,7 @@ impl Cube {
             let (x, to) = (Operands::f32(&self.commands.upload(&filled)), Operands::f32(&out));
             gemm::launch(
                 client,
-                Plan::Exact(RegisterTile::ALL[0]),
+                Plan::Registers(RegisterTile::ALL[0]),
                 &x,
                 part,
                 Output::plain(&to),

@@ -398,10 +398,7 @@ impl Cube {
     /// The least number of rows of which products are made as those of prompts: tensor cores read weights as fast
     /// for sixteen rows as for one.
     pub(super) fn many_rows(&self) -> usize {
-        match self.row_format() {
-            RowFormat::Bf16 | RowFormat::F16 => 2,
-            RowFormat::F32 => MAX_BATCH + 1,
-        }
+        if self.processor.in_registers(self.row_format()) { MAX_BATCH + 1 } else { 2 }
     }
 
     /// The rows that products of many take.

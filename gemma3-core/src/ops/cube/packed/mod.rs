@@ -78,7 +78,7 @@ impl PackedMatrix {
         if under_way >= STRIP_BYTES {
             wait(client);
         }
-        Ok(Self { layout, quants, side, power: power_for(format, largest) })
+        Ok(Self { layout, quants, side, power: power_for(largest) })
     }
 }
 

@@ -44,12 +44,12 @@ fn finite(x: f32) -> f32 {
     if x.is_finite() { x.abs() } else { 0.0 }
 }
 
-/// The power of two that brings `largest` to 2^14 or more and below 2^15; 1 for f16, which is multiplied as it is.
+/// The power of two that brings `largest` to 2^14 or more and below 2^15.
 ///
 /// The least step of f16 is 2^-24, so beside the rounding to 11 bits a weight loses at most 2^-39 of the largest; one of
 /// bf16 loses nothing else, and nothing at all from 2^-28 of the largest on. Infinities and what is not a number stay.
-pub(super) fn power_for(format: TensorFormat, largest: f32) -> f32 {
-    if format == TensorFormat::F16 || largest == 0.0 {
+pub(super) fn power_for(largest: f32) -> f32 {
+    if largest == 0.0 {
         return 1.0;
     }
     // The power and its inverse are normal numbers.
@@ -72,11 +72,9 @@ mod tests {
             let found = weights.iter().map(|w| w.abs()).fold(0.0, f32::max);
             let bound = largest(format, &bytes);
             assert!(found <= bound && bound > 0.0, "{format}: {found}, {bound}");
-            let power = power_for(format, bound);
+            let power = power_for(bound);
             assert_eq!(power.to_bits() & 0x7f_ffff, 0, "{format}: {power} is no power of two");
-            if format != TensorFormat::F16 {
-                assert!((16_384.0..32_768.0).contains(&(bound * power)), "{format}: {bound} {power}");
-            }
+            assert!((16_384.0..32_768.0).contains(&(bound * power)), "{format}: {bound} {power}");
         }
     }
 
@@ -89,7 +87,7 @@ mod tests {
             .collect();
         let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
         let largest = largest(TensorFormat::BF16, &bytes);
-        let power = power_for(TensorFormat::BF16, largest);
+        let power = power_for(largest);
         for weight in weights {
             let kept = f64::from(f16::from_f32(weight.to_f32() * power).to_f32()) / f64::from(power);
             let loss = (kept - weight.to_f64()).abs() / f64::from(largest);
@@ -108,15 +106,15 @@ mod tests {
                 _ => values.iter().flat_map(|w| bf16::from_f32(*w).to_le_bytes()).collect(),
             };
             assert_eq!(largest(format, &bytes), 1.5);
-            let power = power_for(format, 1.5);
+            let power = power_for(1.5);
             let kept = values.map(|value| f16::from_f32(value * power));
             assert_eq!(kept[..3], [f16::from_f32(1.5 * 16_384.0), f16::INFINITY, f16::NEG_INFINITY]);
             assert!(kept[3].is_nan());
         }
-        assert_eq!(power_for(TensorFormat::BF16, 0.0), 1.0);
+        assert_eq!(power_for(0.0), 1.0);
         // The least and the largest of all.
         for largest in [f32::from_bits(1), f32::MIN_POSITIVE, f32::MAX] {
-            let power = power_for(TensorFormat::F32, largest);
+            let power = power_for(largest);
             assert!(power.is_normal() && power.recip().is_normal() && largest * power < 32_768.0);
         }
     }

@@ -1,22 +1,37 @@
-//! The exact kernel, for every device: products and sums of f32. The other kernels are checked against it.
+//! The kernel of every device: units multiply and add numbers in registers. Of f32 it is exact, and the other kernels
+//! are checked against it; a device that does more f16 multiplies those in fast mode.
 //!
 //! A cube decodes weights once for each tile of rows of the input. While its units multiply what is in shared memory,
 //! what comes next is on its way into their registers. Each output is one chain of sums along the columns, in their
 //! order, so that it doesn't depend on the tile.
+//!
+//! Of f16 every [`RUN`] columns are a chain of their own, whose sum is added up in f32. Its terms are below 2^11 in size,
+//! so that no sum is beyond f16's range; each addition is off by 2^-11 of the sum so far.
 
 use std::cmp::min;
 
 use cubecl::prelude::*;
 
 use super::epilogue::{Finish, finished};
-use super::register_tile::RegisterTile;
+use super::register_tile::{Numbers, RegisterTile};
+use super::rows::RowFormat;
 use super::staging::weights_of;
 use crate::ops::cube::matvec::gelu_tanh;
 use crate::ops::cube::packed::{Layout, Quad, fetch_side, side_words_of_item};
 
+/// Columns whose products are added up in f16.
+pub(super) const RUN: usize = 16;
+/// What rows of f16, which are below 2^14, are multiplied by: to below 2^6.
+const INPUT_POWER: f32 = 1.0 / 256.0;
+/// What weights are multiplied by beside their matrix's power, which brings them below 2^15: to below 2^5.
+const WEIGHT_POWER: f32 = 1.0 / 1024.0;
+
+/// Four numbers that are multiplied.
+type Four<F> = Vector<F, Const<4>>;
+
 /// A product, as a constant of its kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct ExactJob {
+pub(super) struct RegisterJob {
     /// The matrix.
     pub layout: Layout,
     /// How the product is divided. The number of parts is that of the launch's cubes along its third axis, so that it
@@ -28,7 +43,7 @@ pub(super) struct ExactJob {
     pub finish: Finish,
 }
 
-impl ExactJob {
+impl RegisterJob {
     /// Outputs of a row.
     pub const fn outputs(&self) -> usize {
         if self.gated { self.layout.rows / 2 } else { self.layout.rows }
@@ -47,6 +62,21 @@ impl ExactJob {
     /// Quads of a row of a tile.
     const fn quads(&self) -> usize {
         self.tile.depth / 4
+    }
+
+    /// Quads from a row of the input to the next.
+    const fn input_stride(&self) -> usize {
+        self.tile.numbers.row_format().row_elements(self.layout.cols)
+    }
+
+    /// Quads of a row of the input.
+    const fn input_quads(&self) -> usize {
+        self.tile.numbers.row_format().width(self.layout.cols) / 4
+    }
+
+    /// Whether numbers are f16.
+    const fn halves(&self) -> bool {
+        matches!(self.tile.numbers, Numbers::F16)
     }
 
     /// Quads of the input that a unit fetches for a tile.
@@ -89,10 +119,12 @@ impl ExactJob {
 }
 
 /// `out[m, n] = sum_k x[m, k] W[n, k]`: cube `[i, j, s]` makes tile `[i, j]` of part `s` of the columns, and the parts
-/// lie one after the other in `out`.
+/// lie one after the other in `out`. Of f16, `factors` are the words of `x`, weights are multiplied by
+/// `power` and [`WEIGHT_POWER`], and `factor` is the inverse of `power`.
 #[cube(launch_unchecked)]
-pub(super) fn exact_kernel<N: Size>(
-    x: &[Quad],
+pub(super) fn registers_kernel<F: Float, N: Size>(
+    x: &[Four<F>],
+    factors: &[u32],
     quants: &[Vector<u32, N>],
     side: &[u32],
     bias: &[f32],
@@ -100,17 +132,21 @@ pub(super) fn exact_kernel<N: Size>(
     out: &mut [f32],
     rows: u32,
     added_rows: u32,
-    #[comptime] job: ExactJob,
+    power: f32,
+    factor: f32,
+    #[comptime] job: RegisterJob,
 ) {
     let tile = comptime!(job.tile);
-    let mut input = Shared::<[Quad]>::new_slice(comptime!(tile.m() * job.quads()));
-    let mut weights = Shared::<[Quad]>::new_slice(comptime!(tile.n() * job.quads()));
-    let mut sums = Array::<Quad>::new(comptime!(job.sums()));
+    let mut input = Shared::<[Four<F>]>::new_slice(comptime!(tile.m() * job.quads()));
+    let mut weights = Shared::<[Four<F>]>::new_slice(comptime!(tile.n() * job.quads()));
+    let mut sums = Array::<Four<F>>::new(comptime!(job.sums()));
+    let mut totals = Array::<Quad>::new(comptime!(job.sums()));
     #[unroll]
     for i in 0..job.sums() {
-        sums[i] = Quad::new(0.0f32);
+        sums[i] = Four::<F>::new(F::from_int(0));
+        totals[i] = Quad::new(0.0f32);
     }
-    let mut held = Array::<Quad>::new(comptime!(job.input_loads()));
+    let mut held = Array::<Four<F>>::new(comptime!(job.input_loads()));
     let mut fetched = Array::<Vector<u32, N>>::new(comptime!(job.weight_loads()));
     let mut sides = Array::<u32>::new(comptime!((job.weight_loads() * job.side_words()).max(1)));
     // Eight units side by side read rows of the matrix side by side, those next to them the same for other rows of
@@ -123,53 +159,82 @@ pub(super) fn exact_kernel<N: Size>(
     let each = (CUBE_COUNT_Z as usize + comptime!(tiles - 1)) / CUBE_COUNT_Z as usize;
     let first = CUBE_POS_Z as usize * each;
     let end = min(first + each, tiles);
-    fetch_input(x, &mut held, first, rows, job);
+    fetch_input::<F>(x, &mut held, first, rows, job);
     fetch_weights::<N>(quants, side, &mut fetched, &mut sides, first, job);
     for depth in first..end {
-        store_input(&held, &mut input, job);
-        store_weights::<N>(&fetched, &sides, &mut weights, depth, job);
+        store_input::<F>(&held, &mut input, job);
+        store_weights::<F, N>(&fetched, &sides, &mut weights, depth, power, job);
         sync_cube();
         // The last tile once more, where there is none after it.
         let next = min(depth + 1, end - 1);
-        fetch_input(x, &mut held, next, rows, job);
+        fetch_input::<F>(x, &mut held, next, rows, job);
         fetch_weights::<N>(quants, side, &mut fetched, &mut sides, next, job);
-        multiply(&input, &weights, &mut sums, row, column, job);
+        if comptime!(job.halves()) {
+            for run in 0..comptime!(tile.depth / RUN) {
+                for quad in 0..comptime!(RUN / 4) {
+                    let quad = run * comptime!(RUN / 4) + quad;
+                    multiply::<F>(&input, &weights, &mut sums, quad, row, column, job);
+                }
+                #[unroll]
+                for i in 0..job.sums() {
+                    totals[i] += Quad::cast_from(sums[i]);
+                    sums[i] = Four::<F>::new(F::from_int(0));
+                }
+            }
+        } else {
+            for quad in 0..comptime!(job.quads()) {
+                multiply::<F>(&input, &weights, &mut sums, quad, row, column, job);
+            }
+        }
         sync_cube();
     }
-    store(&sums, bias, added, out, row, column, rows, added_rows, job);
+    if comptime!(!job.halves()) {
+        #[unroll]
+        for i in 0..job.sums() {
+            totals[i] = Quad::cast_from(sums[i]);
+        }
+    }
+    store(&totals, factors, bias, added, out, row, column, rows, added_rows, factor, job);
 }
 
 /// The place of quad `quad` in a row of a tile in shared memory. Quads change places with the row's number, so that
 /// eight units that read or write side by side meet eight different banks. Rows that lie a multiple of 8 apart have
 /// their quads in the same places.
 #[cube]
-fn swizzled(row: usize, quad: usize, #[comptime] job: ExactJob) -> usize {
+fn swizzled(row: usize, quad: usize, #[comptime] job: RegisterJob) -> usize {
     if comptime!(job.quads() == 4) { quad ^ ((row >> 1) & 3) } else { quad ^ (row & 7) }
 }
 
 /// Loads quads of the input into registers, zeros beyond the end of a row. Rows beyond the last repeat it.
 #[cube]
-fn fetch_input(x: &[Quad], held: &mut Array<Quad>, depth: usize, rows: u32, #[comptime] job: ExactJob) {
+fn fetch_input<F: Float>(
+    x: &[Four<F>],
+    held: &mut Array<Four<F>>,
+    depth: usize,
+    rows: u32,
+    #[comptime] job: RegisterJob,
+) {
     let tile = comptime!(job.tile);
-    let quads = comptime!(job.layout.cols / 4);
+    let quads = comptime!(job.input_quads());
     let each = comptime!(job.quads());
     #[unroll]
     for load in 0..job.input_loads() {
         let at = UNIT_POS as usize + comptime!(load * tile.units());
         let row = min(CUBE_POS_X as usize * comptime!(tile.m()) + at / each, rows as usize - 1);
+        let first = row * comptime!(job.input_stride());
         let column = depth * each + at % each;
         if comptime!(quads % each == 0) {
-            held[load] = x[row * quads + column];
+            held[load] = x[first + column];
         } else {
-            let value = x[row * quads + min(column, comptime!(quads - 1))];
-            held[load] = select(column < quads, value, Quad::new(0.0f32));
+            let value = x[first + min(column, comptime!(quads - 1))];
+            held[load] = select(column < quads, value, Four::<F>::new(F::from_int(0)));
         }
     }
 }
 
 /// Writes what [`fetch_input`] has loaded to shared memory.
 #[cube]
-fn store_input(held: &Array<Quad>, to: &mut [Quad], #[comptime] job: ExactJob) {
+fn store_input<F: Float>(held: &Array<Four<F>>, to: &mut [Four<F>], #[comptime] job: RegisterJob) {
     let tile = comptime!(job.tile);
     let each = comptime!(job.quads());
     #[unroll]
@@ -177,14 +242,19 @@ fn store_input(held: &Array<Quad>, to: &mut [Quad], #[comptime] job: ExactJob) {
         let at = UNIT_POS as usize + comptime!(load * tile.units());
         let row = at / each;
         if comptime!((load + 1) * tile.units() <= tile.m() * each) || row < comptime!(tile.m()) {
-            to[row * each + swizzled(row, at % each, job)] = held[load];
+            let to_at = row * each + swizzled(row, at % each, job);
+            if comptime!(job.halves()) {
+                to[to_at] = held[load] * Four::<F>::new(F::new(INPUT_POWER));
+            } else {
+                to[to_at] = held[load];
+            }
         }
     }
 }
 
 /// The row of the tile and the item of the matrix's row that a unit's load `load` is.
 #[cube]
-fn item_of(#[comptime] load: usize, depth: usize, #[comptime] job: ExactJob) -> (usize, usize) {
+fn item_of(#[comptime] load: usize, depth: usize, #[comptime] job: RegisterJob) -> (usize, usize) {
     let at = UNIT_POS as usize + comptime!(load * job.tile.units());
     let each = comptime!(job.tile_items());
     (at / each, depth * each + at % each)
@@ -198,7 +268,7 @@ fn fetch_weights<N: Size>(
     fetched: &mut Array<Vector<u32, N>>,
     sides: &mut Array<u32>,
     depth: usize,
-    #[comptime] job: ExactJob,
+    #[comptime] job: RegisterJob,
 ) {
     let items = comptime!(job.layout.row_words() / job.vector_words());
     #[unroll]
@@ -212,14 +282,16 @@ fn fetch_weights<N: Size>(
     }
 }
 
-/// Writes the fetched weights to shared memory as f32, zeros beyond the end of a row.
+/// Writes the fetched weights to shared memory, multiplied by `power` where they become f16; zeros beyond the end of a
+/// row.
 #[cube]
-fn store_weights<N: Size>(
+fn store_weights<F: Float, N: Size>(
     fetched: &Array<Vector<u32, N>>,
     sides: &Array<u32>,
-    to: &mut [Quad],
+    to: &mut [Four<F>],
     depth: usize,
-    #[comptime] job: ExactJob,
+    power: f32,
+    #[comptime] job: RegisterJob,
 ) {
     let layout = comptime!(job.layout);
     let tile = comptime!(job.tile);
@@ -236,13 +308,14 @@ fn store_weights<N: Size>(
             #[unroll]
             for q in 0..quads {
                 let start = comptime!(load * job.side_words());
-                let w = weights_of::<N>(fetched[load], sides, item, q, start, layout, false);
-                let at = row * comptime!(job.quads()) + swizzled(row, first + q, job);
-                if comptime!(items % each == 0) {
-                    to[at] = w;
-                } else {
-                    to[at] = select(inside, w, Quad::new(0.0f32));
+                let mut w = weights_of::<N>(fetched[load], sides, item, q, start, layout, false);
+                if comptime!(job.halves()) {
+                    w *= Quad::new(power * WEIGHT_POWER);
                 }
+                if comptime!(items % each != 0) {
+                    w = select(inside, w, Quad::new(0.0f32));
+                }
+                to[row * comptime!(job.quads()) + swizzled(row, first + q, job)] = Four::<F>::cast_from(w);
             }
         }
     }
@@ -251,57 +324,56 @@ fn store_weights<N: Size>(
 /// The row of the matrix behind a row of the cube's tile: gates come before the up projections of the same
 /// outputs. Beyond the end it is the last.
 #[cube]
-fn matrix_row(row: usize, #[comptime] job: ExactJob) -> usize {
+fn matrix_row(row: usize, #[comptime] job: RegisterJob) -> usize {
     let outputs = comptime!(job.outputs());
     let each = comptime!(job.cube_outputs());
     let output = min(CUBE_POS_Y as usize * each + row % each, comptime!(outputs - 1));
     output + row / each * outputs
 }
 
-/// Adds the products of a tile to a unit's sums, \[unit_m, unit_n\]. Its rows of both lie as far apart as there are
-/// units beside it.
+/// Adds the products of quad `quad` of a tile to a unit's sums, \[unit_m, unit_n\]. Its rows of both lie as far apart as
+/// there are units beside it.
 #[cube]
-fn multiply(
-    input: &[Quad],
-    weights: &[Quad],
-    sums: &mut Array<Quad>,
+fn multiply<F: Float>(
+    input: &[Four<F>],
+    weights: &[Four<F>],
+    sums: &mut Array<Four<F>>,
+    quad: usize,
     row: usize,
     column: usize,
-    #[comptime] job: ExactJob,
+    #[comptime] job: RegisterJob,
 ) {
     let tile = comptime!(job.tile);
     let fours = comptime!(tile.unit_n / 4);
     let quads = comptime!(job.quads());
-    for quad in 0..quads {
-        let input_at = row * quads + swizzled(row, quad, job);
-        let weights_at = column * quads + swizzled(column, quad, job);
-        // Weights of four rows of the matrix in one column are a quad, as their sums are.
-        let mut w = Array::<Quad>::new(comptime!(tile.unit_n));
+    let input_at = row * quads + swizzled(row, quad, job);
+    let weights_at = column * quads + swizzled(column, quad, job);
+    // Weights of four rows of the matrix in one column are a quad, as their sums are.
+    let mut w = Array::<Four<F>>::new(comptime!(tile.unit_n));
+    #[unroll]
+    for j in 0..fours {
         #[unroll]
-        for j in 0..fours {
-            #[unroll]
-            for i in 0..4usize {
-                let of_row = weights[weights_at + comptime!((4 * j + i) * tile.units_n * quads)];
-                #[unroll]
-                for k in 0..4usize {
-                    let mut four =
-                        if comptime!(i == 0) { Quad::empty() } else { w[comptime!(k * fours + j)] };
-                    four.insert(i, of_row.extract(k));
-                    w[comptime!(k * fours + j)] = four;
-                }
-            }
-        }
-        #[unroll]
-        for i in 0..tile.unit_m {
-            let x = input[input_at + comptime!(i * tile.units_m * quads)];
+        for i in 0..4usize {
+            let of_row = weights[weights_at + comptime!((4 * j + i) * tile.units_n * quads)];
             #[unroll]
             for k in 0..4usize {
-                let x = Quad::new(x.extract(k));
-                #[unroll]
-                for j in 0..fours {
-                    let at = comptime!(i * fours + j);
-                    sums[at] = fma(x, w[comptime!(k * fours + j)], sums[at]);
-                }
+                let mut four =
+                    if comptime!(i == 0) { Four::<F>::empty() } else { w[comptime!(k * fours + j)] };
+                four.insert(i, of_row.extract(k));
+                w[comptime!(k * fours + j)] = four;
+            }
+        }
+    }
+    #[unroll]
+    for i in 0..tile.unit_m {
+        let x = input[input_at + comptime!(i * tile.units_m * quads)];
+        #[unroll]
+        for k in 0..4usize {
+            let x = Four::<F>::new(x.extract(k));
+            #[unroll]
+            for j in 0..fours {
+                let at = comptime!(i * fours + j);
+                sums[at] = fma(x, w[comptime!(k * fours + j)], sums[at]);
             }
         }
     }
@@ -311,6 +383,7 @@ fn multiply(
 #[cube]
 fn store(
     sums: &Array<Quad>,
+    factors: &[u32],
     bias: &[f32],
     added: &[f32],
     out: &mut [f32],
@@ -318,11 +391,11 @@ fn store(
     column: usize,
     rows: u32,
     added_rows: u32,
-    #[comptime] job: ExactJob,
+    factor: f32,
+    #[comptime] job: RegisterJob,
 ) {
     let tile = comptime!(job.tile);
     let outputs = comptime!(job.outputs());
-    let fours = comptime!(tile.unit_n / 4);
     let made = comptime!(if job.gated { tile.unit_n / 2 } else { tile.unit_n });
     let first_row = CUBE_POS_X as usize * comptime!(tile.m()) + row;
     let first_column = CUBE_POS_Y as usize * comptime!(job.cube_outputs()) + column;
@@ -330,15 +403,21 @@ fn store(
     for i in 0..tile.unit_m {
         let row = first_row + comptime!(i * tile.units_m);
         if row < rows as usize {
+            let mut row_factor = 1.0f32;
+            if comptime!(job.halves()) {
+                let word = comptime!(RowFormat::factor_word(job.layout.cols));
+                row_factor = f32::reinterpret(
+                    factors[row * comptime!(RowFormat::F16.row_words(job.layout.cols)) + word],
+                );
+            }
             #[unroll]
             for j in 0..made {
                 let output = first_column + comptime!(j * tile.units_n);
                 if output < outputs {
-                    let mut value = sums[comptime!(i * fours + j / 4)].extract(comptime!(j % 4));
+                    let mut value = scaled(sums, i, j, factor, row_factor, job);
                     if comptime!(job.gated) {
-                        let up = comptime!(j + made);
-                        let up = sums[comptime!(i * fours + up / 4)].extract(comptime!(up % 4));
-                        value = gelu_tanh(value) * up;
+                        value =
+                            gelu_tanh(value) * scaled(sums, i, comptime!(j + made), factor, row_factor, job);
                     }
                     let (m, n) = (row as u32, output as u32);
                     value = finished(value, m, n, bias, added, added_rows, outputs, comptime!(job.finish));
@@ -346,5 +425,23 @@ fn store(
                 }
             }
         }
+    }
+}
+
+/// The sum of row `i` and column `j` of a unit.
+#[cube]
+fn scaled(
+    sums: &Array<Quad>,
+    #[comptime] i: usize,
+    #[comptime] j: usize,
+    factor: f32,
+    row_factor: f32,
+    #[comptime] job: RegisterJob,
+) -> f32 {
+    let sum = sums[comptime!((i * job.tile.unit_n + j) / 4)].extract(comptime!(j % 4));
+    if comptime!(job.halves()) {
+        sum * comptime!(1.0 / (INPUT_POWER * WEIGHT_POWER)) * factor * row_factor
+    } else {
+        sum
     }
 }
