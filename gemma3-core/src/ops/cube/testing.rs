@@ -10,13 +10,21 @@ use crate::formats::blocks::dequantize;
 use super::gemm::{RowFormat, Rows};
 use super::packed::PackedMatrix;
 
-/// The device that tests run on: that of CUDA where it is built in, that of wgpu otherwise; `None` where there is
-/// no such device, unless `GEMMA3_REQUIRE` names it.
+/// The device that tests run on: that of CUDA where it is built in and `GEMMA3_DEVICES` does not list others only, that of
+/// wgpu otherwise; `None` where there is no such device, unless `GEMMA3_REQUIRE` names it.
 pub(crate) fn client() -> Option<Client> {
-    #[cfg(feature = "cuda")]
-    let (name, device) = ("cuda", cubecl::Device::Cuda(Default::default()));
-    #[cfg(not(feature = "cuda"))]
-    let (name, device) = ("wgpu", cubecl::Device::Wgpu(Default::default()));
+    let listed = std::env::var("GEMMA3_DEVICES").ok();
+    let is_wanted =
+        |name: &str| listed.as_ref().is_none_or(|list| list.split(',').any(|item| item.trim() == name));
+    let candidates = [
+        #[cfg(feature = "cuda")]
+        ("cuda", cubecl::Device::Cuda(Default::default())),
+        #[cfg(feature = "vulkan")]
+        ("vulkan", cubecl::Device::Wgpu(Default::default())),
+        #[cfg(feature = "wgpu")]
+        ("wgpu", cubecl::Device::Wgpu(Default::default())),
+    ];
+    let (name, device) = candidates.into_iter().find(|(name, _)| is_wanted(name))?;
     // Looked for before it is taken: the runtime panics for a device that is not there.
     if let Err(error) = crate::device::open(name) {
         let required = std::env::var("GEMMA3_REQUIRE").unwrap_or_default();
