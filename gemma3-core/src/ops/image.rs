@@ -175,7 +175,7 @@ pub trait ImageMachine: Machine {
 pub enum Numbers {
     /// In f32.
     Floats,
-    /// As the device's products read them: bf16 for tensor cores in fast mode, f32 elsewhere.
+    /// As the device's products read them: bf16 or f16 for tensor cores in fast mode, f32 elsewhere.
     Operands,
 }
 

@@ -13,7 +13,7 @@
 //! | `patches` | an image into the vectors of its patches, and these into fewer |
 //! | `commands` | the commands of a model, and how numbers come and go |
 //! | `machine` | [`Cube`](machine::Cube): what of these is launched, in which order, over which buffers |
-//! | `reduce` | sums over the units of a cube, with plane operations and without |
+//! | `reduce` | sums and largest values over the units of a cube, with plane operations and without |
 //!
 //! The order of launches follows from `machine` and what runs over it: the decoder, or the image encoder.
 #![allow(unsafe_code, reason = "launches; each says why its buffers are large enough")]

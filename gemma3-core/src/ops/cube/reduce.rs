@@ -1,4 +1,4 @@
-//! Sums over the units of a cube or of parts of it, with plane operations and without.
+//! Sums and largest values over the units of a cube or of parts of it, with plane operations and without.
 
 use cubecl::prelude::*;
 
@@ -53,25 +53,54 @@ pub(crate) fn group_of_cube(#[comptime] groups: Groups) -> usize {
     UNIT_POS as usize / groups.units()
 }
 
+/// What becomes of two values on the way to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Reduction {
+    Sum,
+    Max,
+}
+
+#[cube]
+fn reduced(a: f32, b: f32, #[comptime] reduction: Reduction) -> f32 {
+    if comptime!(matches!(reduction, Reduction::Sum)) { a + b } else { f32::max(a, b) }
+}
+
 /// Replaces each of the first `count` values by its sum over the group's units, in all of them. Every unit of
 /// the cube has to come here, since it waits for the others.
 #[cube]
 pub(crate) fn group_sum(values: &mut Array<f32>, #[comptime] count: usize, #[comptime] groups: Groups) {
+    group_reduce(values, count, Reduction::Sum, groups);
+}
+
+/// The same with the largest of the units' values in the place of their sum.
+#[cube]
+pub(crate) fn group_max(values: &mut Array<f32>, #[comptime] count: usize, #[comptime] groups: Groups) {
+    group_reduce(values, count, Reduction::Max, groups);
+}
+
+#[cube]
+fn group_reduce(
+    values: &mut Array<f32>,
+    #[comptime] count: usize,
+    #[comptime] reduction: Reduction,
+    #[comptime] groups: Groups,
+) {
     if comptime!(groups.plane_operations) {
         // All values take each step together, so that none waits for another's.
         #[unroll]
         for step in 0..comptime!(groups.lanes.ilog2() as usize) {
             #[unroll]
             for v in 0..count {
-                values[v] +=
+                let other =
                     plane_shuffle_xor(values[v], comptime!((groups.lanes >> (step + 1)) as u32).runtime());
+                values[v] = reduced(values[v], other, reduction);
             }
         }
         if comptime!(groups.planes > 1) {
-            sum_over_planes(values, count, groups);
+            reduce_over_planes(values, count, reduction, groups);
         }
     } else {
-        sum_by_halves(values, count, groups);
+        reduce_by_halves(values, count, reduction, groups);
     }
 }
 
@@ -104,7 +133,12 @@ pub(crate) fn spread_sum(values: &mut Array<f32>, #[comptime] count: usize, #[co
 }
 
 #[cube]
-fn sum_over_planes(values: &mut Array<f32>, #[comptime] count: usize, #[comptime] groups: Groups) {
+fn reduce_over_planes(
+    values: &mut Array<f32>,
+    #[comptime] count: usize,
+    #[comptime] reduction: Reduction,
+    #[comptime] groups: Groups,
+) {
     let planes = comptime!(groups.planes * groups.groups);
     let mut partial = Shared::<[f32]>::new_slice(comptime!(planes * count));
     let plane = UNIT_POS as usize / groups.lanes;
@@ -119,17 +153,23 @@ fn sum_over_planes(values: &mut Array<f32>, #[comptime] count: usize, #[comptime
     let first = group_of_cube(groups) * comptime!(groups.planes * count);
     #[unroll]
     for v in 0..count {
-        let mut sum = partial[first + v];
+        let mut value = partial[first + v];
         #[unroll]
         for p in 1..groups.planes {
-            sum += partial[first + comptime!(p * count) + v];
+            value = reduced(value, partial[first + comptime!(p * count) + v], reduction);
         }
-        values[v] = sum;
+        values[v] = value;
     }
 }
+
 /// The path without plane operations: a tree in shared memory, one value after the other.
 #[cube]
-fn sum_by_halves(values: &mut Array<f32>, #[comptime] count: usize, #[comptime] groups: Groups) {
+fn reduce_by_halves(
+    values: &mut Array<f32>,
+    #[comptime] count: usize,
+    #[comptime] reduction: Reduction,
+    #[comptime] groups: Groups,
+) {
     let units = comptime!(groups.units());
     let mut partial = Shared::<[f32]>::new_slice(comptime!(groups.cube_units()));
     let unit = unit_of_group(groups);
@@ -142,7 +182,7 @@ fn sum_by_halves(values: &mut Array<f32>, #[comptime] count: usize, #[comptime] 
         while half > 0 {
             if unit < half {
                 let other = partial[first + unit + half];
-                partial[first + unit] += other;
+                partial[first + unit] = reduced(partial[first + unit], other, reduction);
             }
             sync_cube();
             half /= 2;

@@ -143,7 +143,7 @@ pub(crate) fn assert_close(found: &[f32], expected: &[(f64, f64)], tolerance: f6
     }
 }
 
-/// Rows of a format as f32; what bf16 rows are filled up with has to be zeros.
+/// Rows of a format as f32; what rows of halves are filled up with has to be zeros.
 pub(crate) fn values(client: &Client, rows: &Rows, count: usize, cols: usize) -> Vec<f32> {
     let words = download(client, &rows.handle);
     match rows.format {
@@ -156,6 +156,20 @@ pub(crate) fn values(client: &Client, rows: &Rows, count: usize, cols: usize) ->
             let rows = halves.chunks_exact(width);
             assert!(rows.clone().all(|row| row[cols..].iter().all(|filling| *filling == 0.0)));
             rows.flat_map(|row| row[..cols].to_vec()).collect()
+        }
+        RowFormat::F16 => {
+            assert_eq!(words.len(), count * RowFormat::F16.row_words(cols));
+            let rows = words.chunks_exact(RowFormat::F16.row_words(cols));
+            rows.flat_map(|row| {
+                let (halves, after) = row.split_at(RowFormat::factor_word(cols));
+                let halves =
+                    halves.iter().flat_map(|word| [word.to_bits() as u16, (word.to_bits() >> 16) as u16]);
+                let row: Vec<f32> =
+                    halves.map(|half| half::f16::from_bits(half).to_f32() * after[0]).collect();
+                assert!(row[cols..].iter().all(|filling| *filling == 0.0));
+                row[..cols].to_vec()
+            })
+            .collect()
         }
     }
 }

@@ -22,7 +22,8 @@ const SHARE: usize = 4;
 const MAX_UNITS: usize = 256;
 
 /// Combines the parts that [`decode_attention`](super::decode_attention) left in `partial` into `out`,
-/// \[sequences, heads * head_dim\]; rows that are full in their format ([`RowFormat::is_full`]).
+/// \[sequences, heads * head_dim\]; rows that are full in their format ([`RowFormat::is_full`]). Attended values are no
+/// larger than values, so rows of f16 hold them as they are, with a factor of 1.
 pub fn combine_splits(client: &Client, attention: DecodeAttention, partial: &Handle, out: &Rows) {
     let heads = attention.cache.sequences * attention.heads;
     let quads = attention.cache.head_dim / 4;
@@ -35,8 +36,12 @@ pub fn combine_splits(client: &Client, attention: DecodeAttention, partial: &Han
             CubeDim::new_2d(quads as u32, shares as u32),
             out.format.words_of_quad(),
             BufferArg::from_raw_parts(partial.clone(), attention.partial_floats() / 4),
-            BufferArg::from_raw_parts(out.handle.clone(), heads * quads),
+            BufferArg::from_raw_parts(
+                out.handle.clone(),
+                attention.cache.sequences * out.format.row_elements(4 * attention.heads * quads),
+            ),
             quads,
+            attention.heads,
             attention.splits,
             shares,
             out.format,
@@ -51,6 +56,7 @@ fn combine_kernel<O: Size>(
     partial: &[Quad],
     out: &mut [Vector<u32, O>],
     #[comptime] quads: usize,
+    #[comptime] heads: usize,
     #[comptime] splits: usize,
     #[comptime] shares: usize,
     #[comptime] format: RowFormat,
@@ -58,11 +64,18 @@ fn combine_kernel<O: Size>(
     let head = CUBE_POS_X as usize;
     let quad = UNIT_POS_X as usize;
     let share = UNIT_POS_Y as usize;
+    let row = head / heads * comptime!(format.row_elements(4 * heads * quads));
+    let to = row + head % heads * quads + quad;
+    if comptime!(matches!(format, RowFormat::F16)) {
+        if head % heads == 0 && quad == 0 && share == 0 {
+            out[row + comptime!(heads * quads)] = Vector::<u32, O>::new(u32::reinterpret(1.0f32));
+        }
+    }
     let each = comptime!(splits.div_ceil(shares));
     let (values, statistic) = combined_range(partial, head, quad, share * each, quads, splits, each);
     if comptime!(shares == 1) {
         let attended = values / Quad::new(statistic.extract(1usize));
-        out[head * quads + quad] = quad_words::<O>(attended, format);
+        out[to] = quad_words::<O>(attended, format);
     } else {
         let mut all_values = Shared::<[Quad]>::new_slice(comptime!(shares * quads));
         let mut all_statistics = Shared::<[Quad]>::new_slice(comptime!(shares * quads));
@@ -84,7 +97,7 @@ fn combine_kernel<O: Size>(
                 sum += weight * statistic.extract(1usize);
                 values = fma(Quad::new(weight), all_values[comptime!(s * quads) + quad], values);
             }
-            out[head * quads + quad] = quad_words::<O>(values / Quad::new(sum), format);
+            out[to] = quad_words::<O>(values / Quad::new(sum), format);
         }
     }
 }

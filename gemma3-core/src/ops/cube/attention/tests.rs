@@ -251,7 +251,8 @@ fn attended_values_become_rows_of_products() {
             values(&client, &out, rows, cols)
         });
         let expected: Vec<_> = plain.iter().map(|x| (f64::from(*x), f64::from(x.abs()))).collect();
-        // Rounded to 8 bits where products take bf16: by half of the 2^-7 between neighbors, of the size of a 1.
+        // Rounded to 8 bits where products take bf16: by half of the 2^-7 between neighbors, of the size of a 1. f16 has
+        // more.
         let tolerance = if format == RowFormat::F32 { 0.0 } else { 1.0 / 256.0 };
         assert_close(&out, &expected, tolerance, &format!("{splits} splits"));
     }

@@ -20,7 +20,8 @@ pub(super) struct Job {
     pub tile: Tile,
     /// Whether the matrix is a gate over an up projection, and outputs are `gelu_tanh(gate) * up`.
     pub gated: bool,
-    /// What the outputs are. Parts of sums, which another kernel adds up, are f32.
+    /// What the outputs are. Parts of sums, which another kernel adds up, are f32, and so is what cooperative matrices
+    /// make: the largest number of a row, which rows of f16 depend on, is not known before all cubes have ended.
     pub format: RowFormat,
     /// What is done to the sums first.
     pub finish: Finish,
@@ -32,7 +33,7 @@ pub(super) struct Finish {
     pub biased: bool,
     pub gelu: bool,
     pub added: bool,
-    /// Whether the kernel is one of tensor cores, which has quicker instructions for gelu.
+    /// Whether the kernel is in PTX, which has quicker instructions for gelu.
     pub quick: bool,
 }
 
@@ -59,15 +60,19 @@ pub(super) fn finished(
     if comptime!(finish.biased) {
         value += bias[column];
     }
-    if comptime!(finish.gelu && finish.quick) {
-        value = quick_gelu_tanh(value);
-    } else if comptime!(finish.gelu) {
-        value = gelu_tanh(value);
+    if comptime!(finish.gelu) {
+        value = gelu(value, comptime!(finish.quick));
     }
     if comptime!(finish.added) {
         value += added[(row % added_rows) as usize * outputs + column];
     }
     value
+}
+
+/// `gelu_tanh`, by the quicker instructions where there are some.
+#[cube]
+pub(super) fn gelu(x: f32, #[comptime] quick: bool) -> f32 {
+    if comptime!(quick) { quick_gelu_tanh(x) } else { gelu_tanh(x) }
 }
 
 impl Job {
@@ -88,12 +93,12 @@ impl Job {
 
     /// Tiles along the columns.
     pub const fn depth_tiles(&self) -> usize {
-        self.layout.cols.div_ceil(DEPTH)
+        self.layout.cols.div_ceil(self.tile.depth)
     }
 
-    /// Whether the weights are bf16 as they lie in memory.
+    /// Whether the weights are bf16 as they lie in memory, and copied without a unit's registers.
     pub const fn copies_weights(&self) -> bool {
-        matches!(self.layout.format, TensorFormat::BF16)
+        !matches!(self.tile.engine, Engine::Cooperative) && matches!(self.layout.format, TensorFormat::BF16)
     }
 
     /// The copies that run while warpgroups multiply, if they do: of whole tiles.
@@ -111,9 +116,43 @@ impl Job {
         }
     }
 
-    /// Items of 16 bytes of packed weights in a row of a tile.
+    /// Words of packed weights that a unit loads at once, an item. Shallow tiles of cooperative matrices have so few words
+    /// that smaller items keep all units busy; none has less than eight weights, or four of F32.
+    pub const fn item_words(&self) -> usize {
+        let per_word = self.layout.weights_per_word();
+        if !matches!(self.tile.engine, Engine::Cooperative) {
+            return 4;
+        }
+        let mut words = 4;
+        while words > 1
+            && words * per_word > 8
+            && (words * per_word > self.tile.depth
+                || self.tile.n * self.tile.depth < self.tile.units() * words * per_word)
+        {
+            words /= 2;
+        }
+        words
+    }
+
+    /// Weights of an item.
+    pub const fn item_weights(&self) -> usize {
+        self.item_words() * self.layout.weights_per_word()
+    }
+
+    /// Halves that are written to shared memory at once: 16 bytes where the device has such vectors and items are of so
+    /// many, 8 bytes otherwise.
+    pub const fn halves_at_once(&self, max_vector: usize) -> usize {
+        if max_vector >= 8 && self.item_weights() >= 8 { 8 } else { 4 }
+    }
+
+    /// Items of packed weights in a row of a tile.
     pub const fn tile_items(&self) -> usize {
-        DEPTH / (4 * self.layout.weights_per_word())
+        self.tile.depth / self.item_weights()
+    }
+
+    /// Items in a row of the matrix.
+    pub const fn row_items(&self) -> usize {
+        self.layout.row_words() / self.item_words()
     }
 
     /// Items that a unit fetches for a tile of weights.
@@ -123,7 +162,7 @@ impl Job {
 
     /// Words of a row's side for an item.
     pub const fn side_words(&self) -> usize {
-        side_words_of_item(&self.layout, 4)
+        side_words_of_item(&self.layout, self.item_words())
     }
 
     /// Quads of sums that a unit has at the end.
@@ -135,7 +174,7 @@ impl Job {
     pub const fn element_outputs(&self) -> usize {
         match self.format {
             RowFormat::F32 if self.outputs() % 2 == 1 => 1,
-            RowFormat::F32 | RowFormat::Bf16 => 2,
+            RowFormat::F32 | RowFormat::Bf16 | RowFormat::F16 => 2,
         }
     }
 
@@ -143,7 +182,7 @@ impl Job {
     pub const fn element_words(&self) -> usize {
         match self.format {
             RowFormat::F32 => self.element_outputs(),
-            RowFormat::Bf16 => 1,
+            RowFormat::Bf16 | RowFormat::F16 => 1,
         }
     }
 }

@@ -160,7 +160,7 @@ fn stage_weights(
         fetch_side::<Const<4>>(side, source, item, &mut sides, 0usize, layout);
         #[unroll]
         for q in 0..quads {
-            let w = weights_of(words, &sides, item, q, 0usize, layout, false);
+            let w = weights_of::<Const<4>>(words, &sides, item, q, 0usize, layout, false);
             let place = at % each * quads + q;
             to[row * QUADS + (place ^ (row & comptime!(QUADS - 1)))] = select(inside, w, Quad::new(0.0f32));
         }

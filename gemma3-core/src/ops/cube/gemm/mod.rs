@@ -2,20 +2,26 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | `rows`, `layer_norm` | activations as rows of f32 or bf16, with the norms in front |
+//! | `rows`, `layer_norm` | activations as rows of f32, bf16 or f16, with the norms in front |
+//! | `halves` | what f16 has no room for |
 //! | `exact` | the kernel of every device: f32 throughout |
-//! | `tensor` | the kernel for NVIDIA's tensor cores: bf16 products, f32 sums |
+//! | `tensor` | the kernel for NVIDIA's tensor cores (CUDA): bf16 products, f32 sums |
 //! | `staging` | how tiles get into its shared memory; packed weights into bf16 |
 //! | `ptx` | the instructions that it is made of |
+//! | `cooperative` | the kernel for cooperative matrices (Vulkan): f16 products, f32 sums |
 //! | `tile`, `plan` | how a product is divided, and which division is chosen |
 //! | `epilogue`, `parts` | sums into outputs; sums of columns that were divided |
 
+mod cooperative;
 mod epilogue;
 mod exact;
+mod halves;
 mod layer_norm;
 mod parts;
 mod plan;
 mod ptx;
+#[cfg(test)]
+mod rates;
 mod rows;
 mod staging;
 mod tensor;
@@ -35,6 +41,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::ops::cube::packed::{Layout, PackedMatrix};
+use cooperative::cooperative_kernel;
 use epilogue::{Finish, Job};
 use exact::{ExactJob, SIDE, exact_kernel};
 use parts::{UNITS, parts_kernel};
@@ -123,7 +130,7 @@ pub fn linear_parts(
 ) -> usize {
     match processor.plan(&matrix.layout, x.format, rows, false) {
         Plan::Tensor(tile) if rows > 0 => {
-            launch_tensor_parts(client, tile, &x.handle, matrix, out, rows);
+            launch_tensor_parts(client, tile, x, matrix, out, rows);
             tile.split(tile.splits, &matrix.layout).splits
         }
         plan => {
@@ -152,12 +159,12 @@ fn part_bytes(splits: usize, layout: &Layout, rows: usize) -> usize {
 }
 
 /// `x Wᵀ` of `rows` rows, by the kernels that `processor` has for the format of `x`: exact ones for f32 rows,
-/// tensor cores for bf16 rows. [`Processor::row_format`] says which rows to make.
+/// tensor cores for others. [`Processor::row_format`] says which rows to make.
 /// `scratch` of [`scratch_bytes`] is used where it is large enough; a recorded product needs it, since what is
 /// allocated here is free for others afterwards.
 ///
 /// # Panics
-/// Exact products have f32 outputs only.
+/// Exact products and those of f16 rows have f32 outputs only: [`RowFormat::of_products`].
 pub fn linear(
     client: &Client,
     processor: &Processor,
@@ -174,7 +181,8 @@ pub fn linear(
 /// Launches a product as planned.
 ///
 /// # Panics
-/// If the plan doesn't fit the formats of `x` and `out`: f32 rows have exact plans and f32 outputs.
+/// If the plan doesn't fit the formats of `x` and `out`: f32 rows have exact plans and f32 outputs, f16 rows cooperative
+/// matrices and f32 outputs.
 pub fn launch(
     client: &Client,
     plan: Plan,
@@ -197,8 +205,9 @@ pub fn launch(
             launch_exact(client, unit_m, &x.handle, matrix, out, rows);
         }
         Plan::Tensor(tile) => {
-            assert_eq!(x.format, RowFormat::Bf16, "tensor cores multiply bf16");
-            launch_tensor(client, tile, &x.handle, matrix, out, rows, scratch);
+            assert_eq!(x.format, tile.engine.row_format(), "the rows of another instruction");
+            assert!(out.rows.format == x.format.of_products() || out.rows.format == RowFormat::F32);
+            launch_tensor(client, tile, x, matrix, out, rows, scratch);
         }
     }
 }
@@ -242,7 +251,7 @@ fn launch_exact(
 fn launch_tensor(
     client: &Client,
     tile: Tile,
-    x: &Handle,
+    x: &Rows,
     matrix: &PackedMatrix,
     out: Output<'_>,
     rows: usize,
@@ -250,7 +259,7 @@ fn launch_tensor(
 ) {
     let layout = matrix.layout;
     let tile = fitted(tile, &layout, rows);
-    let finish = Finish { quick: true, ..out.finish() };
+    let finish = Finish { quick: tile.engine != Engine::Cooperative, ..out.finish() };
     let job = Job { layout, tile, gated: out.gated, format: out.rows.format, finish };
     let side_len = (layout.rows * layout.side_words()).max(1);
     let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
@@ -285,7 +294,7 @@ fn launch_tensor(
 fn launch_tensor_parts(
     client: &Client,
     tile: Tile,
-    x: &Handle,
+    x: &Rows,
     matrix: &PackedMatrix,
     parts: &Handle,
     rows: usize,
@@ -304,47 +313,80 @@ fn launch_tensor_parts(
 fn fitted(tile: Tile, layout: &Layout, rows: usize) -> Tile {
     let tile = tile.split(tile.splits, layout);
     // The kernels that copy beside the products count bytes in 32 bits.
-    let bytes = RowFormat::Bf16.bytes(rows.max(layout.rows), layout.cols);
+    let bytes = tile.engine.row_format().bytes(rows.max(layout.rows), layout.cols);
     Tile { overlapped: tile.overlapped && bytes <= u32::MAX as usize, ..tile }
 }
 
 fn launch_tiles(
     client: &Client,
     job: Job,
-    x: &Handle,
+    x: &Rows,
     matrix: &PackedMatrix,
     (bias, added, added_rows): (BufferArg, BufferArg, u32),
     out: &Handle,
     rows: usize,
 ) {
     let Job { layout, tile, .. } = job;
-    let x_chunks = rows * RowFormat::Bf16.width(layout.cols) / 8;
+    let x_chunks = x.format.bytes(rows, layout.cols) / size_of::<[u32; 4]>();
     let side_len = (layout.rows * layout.side_words()).max(1);
+    let quants_len = layout.rows * job.row_items();
     let out_len = tile.splits * rows * job.written() / job.element_outputs();
-    let sums = match tile.engine {
-        Engine::Planes => 4, // not used
-        Engine::Warpgroups => tile.sums().next_power_of_two(),
-    };
     let count = CubeCount::Static(
         rows.div_ceil(tile.m) as u32,
         job.written().div_ceil(job.cube_outputs()) as u32,
         tile.splits as u32,
     );
-    // SAFETY: these lengths are those of the layout and the rows, which bound every index of the kernel; its inline
-    // instructions address shared memory within the stages of tiles.
+    let dim = CubeDim::new_1d(tile.units() as u32);
+    // SAFETY: these lengths are those of the layout and the rows.
+    let buffer = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
+    let (x, quants, side) =
+        (buffer(&x.handle, x_chunks), buffer(&matrix.quants, quants_len), buffer(&matrix.side, side_len));
+    let out = buffer(out, out_len);
+    let sums = match tile.engine {
+        Engine::Planes => 4, // not used
+        Engine::Warpgroups => tile.sums().next_power_of_two(),
+        Engine::Cooperative => {
+            // SAFETY: the lengths bound every index of the kernel; in shared memory it stays within the stages of tiles
+            // and the planes' places.
+            unsafe {
+                cooperative_kernel::launch_unchecked(
+                    client,
+                    count,
+                    dim,
+                    job.item_words(),
+                    job.halves_at_once(client.properties().hardware.max_vector_size),
+                    job.element_words(),
+                    x,
+                    quants,
+                    side,
+                    bias,
+                    added,
+                    out,
+                    rows as u32,
+                    added_rows,
+                    matrix.power,
+                    matrix.power.recip(),
+                    job,
+                );
+            }
+            return;
+        }
+    };
+    // SAFETY: the lengths bound every index of the kernel; its inline instructions address shared memory within the
+    // stages of tiles.
     unsafe {
         tensor_kernel::launch_unchecked(
             client,
             count,
-            CubeDim::new_1d(tile.units() as u32),
+            dim,
             sums,
             job.element_words(),
-            BufferArg::from_raw_parts(x.clone(), x_chunks),
-            BufferArg::from_raw_parts(matrix.quants.clone(), layout.rows * layout.row_words() / 4),
-            BufferArg::from_raw_parts(matrix.side.clone(), side_len),
+            x,
+            quants,
+            side,
             bias,
             added,
-            BufferArg::from_raw_parts(out.clone(), out_len),
+            out,
             rows as u32,
             added_rows,
             job,

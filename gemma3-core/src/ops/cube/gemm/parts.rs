@@ -4,8 +4,7 @@ use std::cmp::min;
 
 use cubecl::prelude::*;
 
-use super::epilogue::{Job, finished, put_pair};
-use super::ptx::quick_gelu_tanh;
+use super::epilogue::{Job, finished, gelu, put_pair};
 
 /// Units of a cube.
 pub(super) const UNITS: u32 = 128;
@@ -28,8 +27,9 @@ pub(super) fn parts_kernel<O: Size>(
         let mut second = part_sum(parts, row, column + 1u32, rows, job);
         if comptime!(job.gated) {
             let ups = column + comptime!(job.outputs() as u32);
-            first = quick_gelu_tanh(first) * part_sum(parts, row, ups, rows, job);
-            second = quick_gelu_tanh(second) * part_sum(parts, row, ups + 1u32, rows, job);
+            let quick = comptime!(job.finish.quick);
+            first = gelu(first, quick) * part_sum(parts, row, ups, rows, job);
+            second = gelu(second, quick) * part_sum(parts, row, ups + 1u32, rows, job);
         }
         let outputs = comptime!(job.outputs());
         let finish = comptime!(job.finish);

@@ -1,10 +1,12 @@
 //! Which kernel makes a product, and how it is divided.
 
 use cubecl::client::Client;
+use cubecl::features::Plane;
+use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::rows::RowFormat;
-use super::tile::{DEPTH, Engine, Tile};
+use super::tile::{DEPTH, Engine, SIDE, Tile};
 use crate::formats::TensorFormat;
 use crate::ops::Precision;
 use crate::ops::cube::packed::Layout;
@@ -24,8 +26,10 @@ pub enum Plan {
 /// What of a device decides over plans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Processor {
-    /// The best matrix instruction for bf16, if there is one.
+    /// The best matrix instruction, if there is one.
     pub engine: Option<Engine>,
+    /// Units of a plane where there are cooperative matrices.
+    pub plane_units: usize,
     /// Bytes of shared memory of a cube.
     pub shared_bytes: usize,
     /// Multiprocessors; a guess for devices that don't say.
@@ -50,11 +54,12 @@ impl Processor {
         let engine = match (nvidia, hopper) {
             (true, true) => Some(Engine::Warpgroups),
             (true, false) => Some(Engine::Planes),
-            (false, _) => None,
+            (false, _) => has_cooperative(client).then_some(Engine::Cooperative),
         };
         let multiprocessors = properties.hardware.num_streaming_multiprocessors;
         Self {
             engine,
+            plane_units: properties.hardware.plane_size_max as usize,
             shared_bytes: properties.hardware.max_shared_memory_size,
             multiprocessors: multiprocessors.map_or(DEFAULT_MULTIPROCESSORS, |count| count as usize),
         }
@@ -63,28 +68,58 @@ impl Processor {
     /// The rows of activations that products of this precision take.
     pub fn row_format(&self, precision: Precision) -> RowFormat {
         match (precision, self.engine) {
-            (Precision::Fast, Some(_)) => RowFormat::Bf16,
+            (Precision::Fast, Some(engine)) => engine.row_format(),
             _ => RowFormat::F32,
         }
     }
 
     /// The plan for `rows` rows of a format. `gated`: a gate over an up projection.
     pub fn plan(&self, layout: &Layout, format: RowFormat, rows: usize, gated: bool) -> Plan {
-        match (format, self.engine) {
-            (RowFormat::Bf16, Some(engine)) => Plan::Tensor(self.tile(engine, layout, rows, gated)),
+        match self.engine {
+            Some(engine) if engine.row_format() == format => {
+                Plan::Tensor(self.tile(engine, layout, rows, gated))
+            }
             _ => Plan::Exact { unit_m: rows.div_ceil(16).next_power_of_two().min(4) },
         }
     }
 
     fn tile(&self, engine: Engine, layout: &Layout, rows: usize, gated: bool) -> Tile {
+        if engine == Engine::Cooperative {
+            return self.cooperative(layout, rows);
+        }
         if rows <= SMALL {
             let m = rows.next_multiple_of(16).next_power_of_two();
             return self.filled(Tile::planes(m, 64, 1, 4, 4), layout, rows, 2);
         }
         match engine {
             Engine::Planes => self.filled(Tile::planes(128, 128, 2, 4, 3), layout, rows, 1),
-            Engine::Warpgroups => self.warpgroups(layout, rows, gated),
+            Engine::Warpgroups | Engine::Cooperative => self.warpgroups(layout, rows, gated),
         }
+    }
+
+    /// The largest tile of cooperative matrices that fits the device and is no larger than the product.
+    fn cooperative(&self, layout: &Layout, rows: usize) -> Tile {
+        let tiles = [
+            Tile::cooperative([128, 128, 32], [2, 2], 2),
+            Tile::cooperative([128, 128, 32], [2, 2], 1),
+            Tile::cooperative([64, 128, 32], [1, 4], 2),
+            Tile::cooperative([64, 64, 32], [2, 2], 2),
+            Tile::cooperative([32, 128, 64], [1, 4], 2),
+            Tile::cooperative([32, 128, 32], [1, 4], 2),
+            Tile::cooperative([16, 128, 64], [1, 4], 2),
+            Tile::cooperative([16, 128, 32], [1, 4], 2),
+            SMALLEST,
+        ];
+        let fits =
+            |tile: &Tile| tile.shared_bytes() <= self.shared_bytes && (tile.m < 2 * rows || tile.m == SIDE);
+        let tile = tiles.map(|tile| self.of_planes(tile)).into_iter().find(fits).unwrap_or(SMALLEST);
+        let each = if rows <= SMALL { 2 } else { 1 };
+        self.filled(self.of_planes(tile), layout, rows, each)
+    }
+
+    /// The same with planes of the device's size.
+    pub(super) const fn of_planes(&self, tile: Tile) -> Tile {
+        Tile { plane_units: self.plane_units, ..tile }
     }
 
     /// The tile of warpgroups that takes the fewest cycles by [`cycles`](Self::cycles).
@@ -135,11 +170,45 @@ impl Processor {
 
     /// Divides the columns until each multiprocessor has about `each` cubes, as long as a part is of at least
     /// four tiles.
-    fn filled(&self, tile: Tile, layout: &Layout, rows: usize, each: usize) -> Tile {
+    pub(super) fn filled(&self, tile: Tile, layout: &Layout, rows: usize, each: usize) -> Tile {
         let cubes = self.cubes(&tile, layout, rows);
         let most = (layout.cols / (4 * DEPTH)).max(1);
         let splits = (self.multiprocessors * each / cubes).clamp(1, most);
         tile.split(splits, layout)
+    }
+}
+
+/// The tile of cooperative matrices that every device with these has to have room for.
+const SMALLEST: Tile = Tile::cooperative([16, 64, 32], [1, 2], 2);
+
+/// Whether a device multiplies cooperative matrices of f16 into f32, in planes that all have the same size.
+pub(super) fn has_cooperative(client: &Client) -> bool {
+    let (features, hardware) = (client.features(), &client.properties().hardware);
+    let multiply = MmaConfig {
+        a_type: ElemType::Float(FloatKind::F16),
+        b_type: ElemType::Float(FloatKind::F16),
+        cd_type: ElemType::Float(FloatKind::F32),
+        m: SIDE as u32,
+        n: SIDE as u32,
+        k: SIDE as u32,
+    };
+    let planes = hardware.plane_size_min;
+    features.matmul.cmma.contains(&multiply)
+        && features.plane.contains(Plane::Sync)
+        && planes == hardware.plane_size_max
+        && planes.is_power_of_two()
+        && (8..=128).contains(&planes)
+        && SMALLEST.shared_bytes() <= hardware.max_shared_memory_size
+        && 4 * planes <= hardware.max_units_per_cube
+}
+
+impl Engine {
+    /// The rows that it multiplies.
+    pub(super) const fn row_format(self) -> RowFormat {
+        match self {
+            Self::Planes | Self::Warpgroups => RowFormat::Bf16,
+            Self::Cooperative => RowFormat::F16,
+        }
     }
 }
 
@@ -148,7 +217,8 @@ mod tests {
     use super::*;
 
     fn hopper() -> Processor {
-        Processor { engine: Some(Engine::Warpgroups), shared_bytes: 232_448, multiprocessors: 132 }
+        let engine = Some(Engine::Warpgroups);
+        Processor { engine, plane_units: 32, shared_bytes: 232_448, multiprocessors: 132 }
     }
 
     #[test]
@@ -184,6 +254,33 @@ mod tests {
                 panic!("there are tensor cores");
             };
             assert_eq!((tile.n, tile.splits), (n, 1));
+        }
+    }
+
+    #[test]
+    fn every_plan_for_cooperative_matrices_fits_the_device() {
+        for format in TensorFormat::ALL {
+            for (rows, cols) in [(1152, 6912), (13824, 1280), (262_144, 256), (4304, 1024)] {
+                let layout = Layout::new(format, rows, cols).unwrap();
+                for count in [1, 9, 17, 33, 64, 65, 512, 2048, 5000] {
+                    for (plane_units, shared_bytes) in
+                        [(32, 48 << 10), (32, 32 << 10), (64, 64 << 10), (16, 16 << 10)]
+                    {
+                        let engine = Some(Engine::Cooperative);
+                        let processor = Processor { engine, plane_units, shared_bytes, multiprocessors: 64 };
+                        let Plan::Tensor(tile) = processor.plan(&layout, RowFormat::F16, count, true) else {
+                            panic!("there are cooperative matrices");
+                        };
+                        assert!(tile.shared_bytes() <= shared_bytes, "{tile:?}");
+                        assert_eq!(tile.plane_units, plane_units);
+                        assert_eq!(tile.m % (SIDE * tile.planes_m), 0, "{tile:?}");
+                        assert_eq!(tile.n % (2 * SIDE * tile.planes_n), 0, "{tile:?}");
+                        assert!(tile.m < 2 * count.max(SIDE), "{tile:?} for {count} rows");
+                        let tiles = cols.div_ceil(tile.depth);
+                        assert!((tile.splits - 1) * tiles.div_ceil(tile.splits) < tiles, "{tile:?}");
+                    }
+                }
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Activations as the products read them: rows of f32 or bf16, normalized on the way where a norm comes
+//! Activations as the products read them: rows of f32, bf16 or f16, normalized on the way where a norm comes
 //! first. One cube makes a row, from what its units keep in registers.
 
 use std::cmp::min;
@@ -7,6 +7,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
+use super::halves::{f16_pair, row_power};
 use super::ptx::bf16_pair;
 use super::tile::DEPTH;
 use crate::ops::cube::matvec::{Hardware, Input};
@@ -21,14 +22,30 @@ pub enum RowFormat {
     /// bf16, two in a word; rows are filled with zeros to a multiple of 64 numbers. Only where
     /// [`Processor::row_format`](super::Processor::row_format) asks for them.
     Bf16,
+    /// f16, two in a word; rows are filled with zeros to a multiple of 64 numbers, and 32 words follow of which the first
+    /// is the f32 that the row's numbers are multiplied with ([`factor_word`](Self::factor_word)). Only where
+    /// [`Processor::row_format`](super::Processor::row_format) asks for them.
+    F16,
 }
+
+/// Words after a row of f16: as many as keep rows aligned as the caches' lines are.
+const FACTOR_WORDS: usize = 32;
 
 impl RowFormat {
     /// Numbers of a row of `cols` in memory, with what it is filled up with.
     pub const fn width(self, cols: usize) -> usize {
         match self {
             Self::F32 => cols,
-            Self::Bf16 => cols.next_multiple_of(DEPTH),
+            Self::Bf16 | Self::F16 => cols.next_multiple_of(DEPTH),
+        }
+    }
+
+    /// What products of such rows can write for the next: a row of f16 depends on its largest number, which none of the
+    /// cubes that make it knows.
+    pub const fn of_products(self) -> Self {
+        match self {
+            Self::F32 | Self::F16 => Self::F32,
+            Self::Bf16 => Self::Bf16,
         }
     }
 
@@ -37,12 +54,23 @@ impl RowFormat {
         self.width(cols) == cols
     }
 
+    /// Words from the beginning of a row of `cols` numbers to that of the next.
+    pub const fn row_words(self, cols: usize) -> usize {
+        match self {
+            Self::F32 => self.width(cols),
+            Self::Bf16 => self.width(cols) / 2,
+            Self::F16 => self.width(cols) / 2 + FACTOR_WORDS,
+        }
+    }
+
+    /// The word of a row of f16 that holds what its numbers are multiplied with.
+    pub const fn factor_word(cols: usize) -> usize {
+        Self::F16.width(cols) / 2
+    }
+
     /// Bytes of `rows` rows of `cols` numbers.
     pub const fn bytes(self, rows: usize, cols: usize) -> usize {
-        match self {
-            Self::F32 => rows * self.width(cols) * 4,
-            Self::Bf16 => rows * self.width(cols) * 2,
-        }
+        rows * self.row_words(cols) * size_of::<u32>()
     }
 }
 
@@ -99,7 +127,7 @@ pub fn write_rows_of_parts(
     let words = out.format.words_of_quad();
     // SAFETY: the lengths are those that the kernels compute their indices from.
     let floats = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
-    let written = floats(&out.handle, rows * out.format.width(cols) / 4);
+    let written = floats(&out.handle, rows * out.format.row_elements(cols));
     match input {
         Input::Plain { x } | Input::Normed { x, .. } => {
             let (scale, eps, normed) = match input {
@@ -153,8 +181,13 @@ impl RowFormat {
     pub(crate) const fn words_of_quad(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::F16 => 2,
         }
+    }
+
+    /// Elements of [`words_of_quad`](Self::words_of_quad) words from the beginning of a row to that of the next.
+    pub(crate) const fn row_elements(self, cols: usize) -> usize {
+        self.row_words(cols) / self.words_of_quad()
     }
 }
 
@@ -255,7 +288,8 @@ pub(super) fn normalized_by(
     }
 }
 
-/// Writes a unit's share of its cube's row, and of the zeros after it.
+/// Writes a unit's share of its cube's row, and of the zeros after it; of a row of f16 also its factor. Every unit of
+/// the cube has to come here.
 #[cube]
 pub(super) fn write_row<O: Size>(
     values: &Array<Quad>,
@@ -266,22 +300,41 @@ pub(super) fn write_row<O: Size>(
     #[comptime] groups: Groups,
 ) {
     let written = comptime!(format.width(4 * quads) / 4);
+    let row = CUBE_POS_X as usize * comptime!(format.row_elements(4 * quads));
+    let mut power = 1.0f32;
+    if comptime!(matches!(format, RowFormat::F16)) {
+        let (up, down) = row_power(values, share, groups);
+        power = up;
+        if UNIT_POS == 0 {
+            let mut factor = Vector::<u32, O>::new(0u32);
+            factor.insert(0usize, u32::reinterpret(down));
+            out[row + written] = factor;
+        }
+    }
     #[unroll]
     for i in 0..share {
         let at = UNIT_POS as usize + comptime!(i * groups.cube_units());
         if at < written {
-            out[CUBE_POS_X as usize * written + at] = quad_words::<O>(values[i], format);
+            if comptime!(matches!(format, RowFormat::F16)) {
+                out[row + at] = quad_words::<O>(values[i] * Quad::new(power), format);
+            } else {
+                out[row + at] = quad_words::<O>(values[i], format);
+            }
         }
     }
 }
 
-/// Four neighbouring numbers of a row as they lie in memory, in [`RowFormat::words_of_quad`] words.
+/// Four neighbouring numbers of a row as they lie in memory, in [`RowFormat::words_of_quad`] words; those of a row of
+/// f16 already fit.
 #[cube]
 pub(crate) fn quad_words<O: Size>(quad: Quad, #[comptime] format: RowFormat) -> Vector<u32, O> {
     let mut words = Vector::<u32, O>::empty();
     if comptime!(matches!(format, RowFormat::Bf16)) {
         words.insert(0usize, bf16_pair(quad.extract(0usize), quad.extract(1usize)));
         words.insert(1usize, bf16_pair(quad.extract(2usize), quad.extract(3usize)));
+    } else if comptime!(matches!(format, RowFormat::F16)) {
+        words.insert(0usize, f16_pair(quad.extract(0usize), quad.extract(1usize)));
+        words.insert(1usize, f16_pair(quad.extract(2usize), quad.extract(3usize)));
     } else {
         #[unroll]
         for j in 0..4usize {

@@ -84,7 +84,7 @@ pub(super) fn copy_weights(quants: &[Chunk], to: u32, depth: usize, stage: u32, 
 /// Of a gate and its up projection, each plane's columns are gates in their first half and up projections of
 /// the same outputs in their second.
 #[cube]
-fn matrix_row(row: u32, #[comptime] job: Job) -> u32 {
+pub(super) fn matrix_row(row: u32, #[comptime] job: Job) -> u32 {
     let tile = comptime!(job.tile);
     let last = comptime!(job.outputs() as u32 - 1);
     if comptime!(job.gated) {
@@ -155,7 +155,7 @@ pub(super) fn store_weights(
             let mut words = Array::<u32>::new(comptime!(2 * quads));
             #[unroll]
             for q in 0..quads {
-                let w = weights_of(fetched[load], sides, safe, q, start, layout, true);
+                let w = weights_of::<Const<4>>(fetched[load], sides, safe, q, start, layout, true);
                 words[comptime!(2 * q)] = bf16_pair(w.extract(0usize), w.extract(1usize));
                 words[comptime!(2 * q + 1)] = bf16_pair(w.extract(2usize), w.extract(3usize));
             }
@@ -187,10 +187,10 @@ pub(super) fn store_weights(
     }
 }
 
-/// Four weights of an item of four words. `native`: whether the device converts f16 itself.
+/// Four weights of an item. `native`: whether the device converts f16 itself.
 #[cube]
-pub(super) fn weights_of(
-    words: Chunk,
+pub(super) fn weights_of<N: Size>(
+    words: Vector<u32, N>,
     sides: &Array<u32>,
     item: usize,
     #[comptime] index: usize,
@@ -198,12 +198,13 @@ pub(super) fn weights_of(
     #[comptime] layout: Layout,
     #[comptime] native: bool,
 ) -> Quad {
-    let span = comptime!(index / quads_of_span(&layout, 4));
-    let w = quad::<Const<4>>(words, sides, item, index, start, layout, native);
+    let item_words = N::value();
+    let span = comptime!(index / quads_of_span(&layout, item_words));
+    let w = quad::<N>(words, sides, item, index, start, layout, native);
     if comptime!(matches!(layout.format, TensorFormat::F32 | TensorFormat::F16 | TensorFormat::BF16)) {
         w
     } else {
-        let (scale, minimum) = scale_pair::<Const<4>>(sides, item, span, start, layout, native);
+        let (scale, minimum) = scale_pair::<N>(sides, item, span, start, layout, native);
         fma(w, Quad::new(scale), Quad::new(minimum))
     }
 }

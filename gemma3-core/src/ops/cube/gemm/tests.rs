@@ -1,3 +1,4 @@
+use super::plan::has_cooperative;
 use super::*;
 use crate::formats::TensorFormat;
 use crate::ops::Precision;
@@ -11,6 +12,10 @@ const EXACT: f64 = 2e-5;
 /// Both factors of a term are rounded to 8 bits, each off by 2^-9 of its size at most: 2^-8 for the term, and
 /// so for the sum of the terms' sizes. The sums themselves are f32.
 const ROUNDED: f64 = 1.0 / 256.0 + EXACT;
+
+/// The same of 11 bits, or 10 where a device cuts off in the place of rounding: each factor is off by 2^-10, a term by
+/// 2^-9. What small numbers lose beside large ones of their row or matrix is beyond 2^-37 of these.
+const HALVES: f64 = 1.0 / 512.0 + EXACT;
 
 /// What rounding an output to 8 bits adds, of its own size.
 const ROUNDED_OUTPUT: f64 = 1.0 / 512.0;
@@ -30,7 +35,16 @@ fn cols(format: TensorFormat) -> usize {
 fn precision(plan: &Plan) -> (f64, RowFormat) {
     match plan {
         Plan::Exact { .. } => (EXACT, RowFormat::F32),
-        Plan::Tensor(_) => (ROUNDED, RowFormat::Bf16),
+        Plan::Tensor(tile) => (tolerance(tile.engine.row_format()), tile.engine.row_format()),
+    }
+}
+
+/// What products of rows of a format are allowed to be off by.
+fn tolerance(format: RowFormat) -> f64 {
+    match format {
+        RowFormat::F32 => EXACT,
+        RowFormat::Bf16 => ROUNDED,
+        RowFormat::F16 => HALVES,
     }
 }
 
@@ -38,11 +52,31 @@ fn exact_plans() -> Vec<Plan> {
     [1, 2, 4].into_iter().map(|unit_m| Plan::Exact { unit_m }).collect()
 }
 
+/// Divisions for cooperative matrices: one and two stages, all depths, planes in both directions, parts.
+fn cooperative_plans(client: &Client) -> Vec<Plan> {
+    if !has_cooperative(client) {
+        return vec![];
+    }
+    let processor = Processor::of(client);
+    let small = Tile::cooperative([32, 128, 64], [1, 4], 2);
+    let tiles = [
+        small,
+        Tile { splits: 3, ..small },
+        Tile::cooperative([128, 128, 32], [2, 2], 2),
+        Tile::cooperative([64, 64, 64], [2, 1], 1),
+        Tile::cooperative([128, 256, 16], [2, 4], 2),
+        Tile::cooperative([16, 64, 32], [1, 2], 2),
+    ];
+    let tiles = tiles.map(|tile| processor.of_planes(tile)).into_iter();
+    tiles.filter(|tile| tile.shared_bytes() <= processor.shared_bytes).map(Plan::Tensor).collect()
+}
+
 /// The exact plans and those that the device's tensor cores have.
 fn plans(client: &Client) -> Vec<Plan> {
     let engine = Processor::of(client).engine;
     let mut plans = exact_plans();
-    if engine.is_some() {
+    plans.extend(cooperative_plans(client));
+    if matches!(engine, Some(Engine::Planes | Engine::Warpgroups)) {
         let small = Tile::planes(32, 64, 1, 4, 4);
         plans.extend([small, Tile { splits: 3, ..small }, Tile::planes(128, 128, 2, 4, 3)].map(Plan::Tensor));
     }
@@ -65,9 +99,79 @@ fn random_rows(
     random: &mut Random,
 ) -> (Rows, Vec<f32>) {
     let x = random.floats(rows * cols);
+    (written(client, &x, format, rows, cols), x)
+}
+
+/// Numbers as rows of a format.
+fn written(client: &Client, x: &[f32], format: RowFormat, rows: usize, cols: usize) -> Rows {
     let out = poisoned_rows(client, format, rows, cols);
-    write_rows(client, &Hardware::of(client), Input::Plain { x: &upload(client, &x) }, &out, rows, cols);
-    (out, x)
+    write_rows(client, &Hardware::of(client), Input::Plain { x: &upload(client, x) }, &out, rows, cols);
+    out
+}
+
+/// A matrix of bf16 and its values.
+fn bf16_matrix(client: &Client, weights: &[f32], cols: usize) -> (PackedMatrix, Vec<f32>) {
+    let weights: Vec<half::bf16> = weights.iter().map(|w| half::bf16::from_f32(*w)).collect();
+    let bytes: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let matrix = PackedMatrix::upload(client, TensorFormat::BF16, cols, &[&bytes]).expect("whole rows");
+    (matrix, weights.iter().map(|w| w.to_f32()).collect())
+}
+
+#[test]
+fn numbers_beyond_the_range_of_halves_are_multiplied() {
+    let Some(client) = client() else { return };
+    let (rows, outputs, cols) = (9, 70, 160);
+    let mut random = Random::new(47);
+    for weights_size in [1e-12, 1.0, 1e9] {
+        let weights: Vec<f32> = random.floats(outputs * cols).iter().map(|w| w * weights_size).collect();
+        let (matrix, weights) = bf16_matrix(&client, &weights, cols);
+        let mut x = random.floats(rows * cols);
+        // Far above f16, far below it, nothing, one number far above the others, and more of each.
+        for (row, size) in [(0, 1e6), (1, 1e-9), (2, 0.0), (4, 1e25), (5, 1e-20)] {
+            x[row * cols..][..cols].iter_mut().for_each(|x| *x *= size);
+        }
+        x[3 * cols + 5] = 3e5;
+        let expected = product(&to_f64(&x), &weights, cols);
+        for plan in cooperative_plans(&client) {
+            let (tolerance, format) = precision(&plan);
+            let input = written(&client, &x, format, rows, cols);
+            let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
+            launch(&client, plan, &input, &matrix, Output::plain(&out), rows, None);
+            let what = format!("{weights_size}, {plan:?}");
+            assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_rows_and_columns() {
+    let Some(client) = client() else { return };
+    let (rows, outputs, cols) = (20, 70, 64);
+    let mut random = Random::new(48);
+    let mut weights = random.floats(outputs * cols);
+    weights[7 * cols + 3] = f32::INFINITY;
+    weights[9 * cols + 8] = f32::NAN;
+    let (matrix, weights) = bf16_matrix(&client, &weights, cols);
+    let mut x = random.floats(rows * cols);
+    x[4 * cols + 1] = f32::NEG_INFINITY;
+    x[11 * cols + 60] = f32::NAN;
+    let expected = product(&to_f64(&x), &weights, cols);
+    for plan in cooperative_plans(&client) {
+        let (tolerance, format) = precision(&plan);
+        let input = written(&client, &x, format, rows, cols);
+        let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
+        launch(&client, plan, &input, &matrix, Output::plain(&out), rows, None);
+        for (at, (found, (sum, size))) in
+            values(&client, &out, rows, outputs).iter().zip(&expected).enumerate()
+        {
+            let (row, output) = (at / outputs, at % outputs);
+            // Finite numbers beside an infinite one of their row may become zero, and their infinity with it.
+            let is_hit = [4, 11].contains(&row) || [7, 9].contains(&output);
+            assert_eq!(found.is_finite(), !is_hit, "{found} in row {row}, output {output}, {plan:?}");
+            let error = (f64::from(*found) - sum).abs();
+            assert!(is_hit || error <= tolerance * size, "{found}, not {sum}, {plan:?}");
+        }
+    }
 }
 
 #[test]
@@ -102,7 +206,7 @@ fn any_number_of_rows_is_multiplied() {
     for rows in [1, 9, 16, 17, 33, 65] {
         for precision in [Precision::Exact, Precision::Fast] {
             let from = processor.row_format(precision);
-            let tolerance = if from == RowFormat::F32 { EXACT } else { ROUNDED };
+            let tolerance = tolerance(from);
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
             let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
             linear(&client, &processor, &x, &matrix, Output::plain(&out), rows, None);
@@ -128,7 +232,7 @@ fn gates_meet_their_up_projections() {
             let (x, numbers) = random_rows(&client, from, rows, cols, &mut random);
             let gates = product(&to_f64(&numbers), &weights[..outputs * cols], cols);
             let ups = product(&to_f64(&numbers), &weights[outputs * cols..], cols);
-            let to = from; // The next product takes such rows.
+            let to = from.of_products();
             let rounding = if to == RowFormat::F32 { 0.0 } else { ROUNDED_OUTPUT / tolerance };
             // gelu has a slope of at most 1.13, so that errors of both factors add up with the size of the
             // other.
@@ -153,8 +257,11 @@ fn rows_are_normalized_on_the_way() {
     let Some(client) = client() else { return };
     let hardware = Hardware::of(&client);
     let mut formats = vec![(RowFormat::F32, 1e-6)];
-    if Processor::of(&client).engine.is_some() {
+    if Processor::of(&client).row_format(Precision::Fast) == RowFormat::Bf16 {
         formats.push((RowFormat::Bf16, 2.0 * ROUNDED_OUTPUT));
+    }
+    if has_cooperative(&client) {
+        formats.push((RowFormat::F16, ROUNDED_OUTPUT));
     }
     for (format, tolerance) in formats {
         // Less than a quad for each unit, and more.
@@ -204,15 +311,14 @@ fn parts_of_a_product_are_added_up_by_who_reads_them() {
         let format = processor.row_format(precision);
         let (x, numbers) = random_rows(&client, format, rows, cols, &mut random);
         let parts = part_count(&processor, &matrix.layout, format, rows);
-        assert_eq!(parts > 1, format == RowFormat::Bf16, "{parts}");
+        assert_eq!(parts > 1, format != RowFormat::F32, "{parts}");
         let divided = poisoned(&client, parts * rows * outputs);
         assert_eq!(linear_parts(&client, &processor, &x, &matrix, &divided, rows), parts);
         let out = poisoned(&client, rows * outputs);
         let input = Input::Plain { x: &divided };
         write_rows_of_parts(&client, &hardware, input, parts, &Rows::f32(&out), rows, outputs);
         let expected = product(&to_f64(&numbers), &weights, cols);
-        let tolerance = if format == RowFormat::F32 { EXACT } else { ROUNDED };
-        assert_close(&download(&client, &out), &expected, tolerance, "the sum of the parts");
+        assert_close(&download(&client, &out), &expected, tolerance(format), "the sum of the parts");
     }
 }
 
@@ -254,6 +360,7 @@ fn sums_are_finished_before_they_are_stored() {
     let (bias_at, added_at) = (upload(&client, &bias), upload(&client, &added));
     for plan in plans(&client) {
         let (tolerance, format) = precision(&plan);
+        let to = format.of_products();
         let (x, numbers) = random_rows(&client, format, rows, cols, &mut random);
         let sums = product(&to_f64(&numbers), &weights, cols);
         for (with_gelu, with_added) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -265,13 +372,13 @@ fn sums_are_finished_before_they_are_stored() {
                     let added = f64::from(added[row % added_rows * outputs + column]);
                     let value = if with_added { value + added } else { value };
                     // gelu has a slope of at most 1.13; results are rounded once more in bf16 rows.
-                    let rounding = if format == RowFormat::F32 { 0.0 } else { ROUNDED_OUTPUT / tolerance };
+                    let rounding = if to == RowFormat::F32 { 0.0 } else { ROUNDED_OUTPUT / tolerance };
                     (value, 1.13 * size + 1.0 + rounding * value.abs())
                 })
                 .collect();
             let added = with_added.then_some((&added_at, added_rows));
             let ending = Ending { bias: &bias_at, gelu: with_gelu, added };
-            let out = poisoned_rows(&client, format, rows, outputs);
+            let out = poisoned_rows(&client, to, rows, outputs);
             launch(&client, plan, &x, &matrix, Output::ending(&out, ending), rows, None);
             let what = format!("gelu {with_gelu}, added {with_added}, {plan:?}");
             assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);

@@ -99,7 +99,7 @@ impl Cube {
         };
         decode_attention(client, attention, inputs);
         // As the output product reads it.
-        let is_written = |format: RowFormat| format == RowFormat::Bf16 && format.is_full(heads.query_width());
+        let is_written = |format: RowFormat| format != RowFormat::F32 && format.is_full(heads.query_width());
         match self.many(x) {
             Some(inputs) if is_written(inputs.attended.format) => {
                 combine_splits(client, attention, step.partial, &inputs.attended);

@@ -80,10 +80,29 @@ impl Cube {
         Features { rows, count, width }
     }
 
+    /// Rows of f32 in the format that was asked for, where the kernel that made them can't write it.
+    fn written(&self, x: Features, numbers: Numbers) -> Features {
+        let Features { rows, count, width } = &x;
+        if rows.format == self.format(numbers) {
+            return x;
+        }
+        let out = self.empty(*count, *width, numbers);
+        let input = Input::Plain { x: &rows.handle };
+        write_rows(self.commands.client(), &self.hardware, input, &out.rows, *count, *width);
+        out
+    }
+
+    /// Rows of the format that was asked for, or of f32 where a kernel needs more than its part of a row for it.
+    fn empty_of_parts(&self, count: usize, width: usize, numbers: Numbers) -> Features {
+        let format = self.format(numbers).of_products();
+        let rows = Rows::empty(self.commands.client(), format, count, width);
+        Features { rows, count, width }
+    }
+
     /// The numbers that an attention takes.
     fn attention_numbers(&self, attention: FullAttention) -> Numbers {
         match attention.row_format(self.commands.client(), self.format(Numbers::Operands)) {
-            RowFormat::Bf16 => Numbers::Operands,
+            RowFormat::Bf16 | RowFormat::F16 => Numbers::Operands,
             RowFormat::F32 => Numbers::Floats,
         }
     }
@@ -108,11 +127,11 @@ fn attention_of(
 impl ImageMachine for Cube {
     type Features = Features;
 
-    /// For tensor cores it is kept in bf16, in the format of the file otherwise.
+    /// For tensor cores that multiply bf16 it is kept in that, in the format of the file otherwise.
     fn image_matrix(&self, view: TensorView<'_>) -> Result<Matrix, MatrixError> {
         match self.format(Numbers::Operands) {
             RowFormat::Bf16 => Matrix::for_tensor_cores(&self.commands, view, RowFormat::Bf16.width(1)),
-            RowFormat::F32 => Matrix::load(&self.commands, vec![view], Quantization::None),
+            RowFormat::F32 | RowFormat::F16 => Matrix::load(&self.commands, vec![view], Quantization::None),
         }
     }
 
@@ -123,6 +142,7 @@ impl ImageMachine for Cube {
     fn operands(&self) -> TensorFormat {
         match self.format(Numbers::Operands) {
             RowFormat::Bf16 => TensorFormat::BF16,
+            RowFormat::F16 => TensorFormat::F16,
             RowFormat::F32 => TensorFormat::F32,
         }
     }
@@ -140,10 +160,10 @@ impl ImageMachine for Cube {
     fn patches(&self, pixels: Vec<f32>, images: usize, shape: PatchShape) -> Result<Features, MachineError> {
         expect(images == 1 && shape.fits(pixels.len(), images), "an image that is no whole patches")?;
         let PatchShape { channels, side, patch } = shape;
-        let out = self.empty(shape.patches(), shape.width(), Numbers::Operands);
+        let out = self.empty_of_parts(shape.patches(), shape.width(), Numbers::Operands);
         let pixels = self.commands.upload(&pixels);
         write_patches(self.commands.client(), &pixels, Patches { channels, side, patch }, &out.rows);
-        Ok(out)
+        Ok(self.written(out, Numbers::Operands))
     }
 
     fn layer_norm(
@@ -180,7 +200,7 @@ impl ImageMachine for Cube {
     ) -> Result<Features, MachineError> {
         let (weight, outputs) = (matrix.whole()?, matrix.outputs());
         x.expect([x.count, matrix.cols()], self.format(Numbers::Operands))?;
-        let out = self.empty(x.count, outputs, numbers);
+        let out = self.empty_of_parts(x.count, outputs, numbers);
         let output = match ending {
             None => Output::plain(&out.rows),
             Some(Ending { bias, gelu, added }) => {
@@ -195,7 +215,7 @@ impl ImageMachine for Cube {
             }
         };
         linear(self.commands.client(), &self.processor, &x.rows, weight, output, x.count, None);
-        Ok(out)
+        Ok(self.written(out, numbers))
     }
 
     fn queries_keys_values(
@@ -228,13 +248,7 @@ impl ImageMachine for Cube {
         let attended = self.empty(count, width, numbers);
         let buffers = FullBuffers { queries: &q.rows, keys: &k.rows, values: &v.rows, out: &attended.rows };
         full_attention(client, attention, factor, buffers);
-        if self.format(numbers) == self.format(Numbers::Operands) {
-            return Ok(attended);
-        }
-        let rounded = self.empty(count, width, Numbers::Operands);
-        let input = Input::Plain { x: &attended.rows.handle };
-        write_rows(client, &self.hardware, input, &rounded.rows, count, width);
-        Ok(rounded)
+        Ok(self.written(attended, Numbers::Operands))
     }
 
     fn mean_of_squares(

@@ -55,13 +55,20 @@ impl Cube {
         let after = handle.size_in_used().saturating_sub(format.bytes(rows, cols) as u64);
         let queue = self.waiter.queue()?;
         let reading = self.commands.start_reading(&handle.clone().offset_end(after));
-        let width = format.width(cols).max(1);
+        let row_bytes = format.bytes(1, cols).max(1);
         Ok(queue.promise(reading, move |bytes| match format {
             RowFormat::F32 => floats(bytes),
             RowFormat::Bf16 => {
-                let halves: &[[u8; 2]] = bytes.as_chunks().0;
-                let rows = halves.chunks_exact(width).flat_map(|row| &row[..cols]);
+                let rows = bytes.chunks_exact(row_bytes).flat_map(|row| &row.as_chunks().0[..cols]);
                 rows.map(|half| half::bf16::from_le_bytes(*half).to_f32()).collect()
+            }
+            RowFormat::F16 => {
+                let rows = bytes.chunks_exact(row_bytes).flat_map(|row| {
+                    let factor = row.as_chunks().0[RowFormat::factor_word(cols)];
+                    let halves = &row.as_chunks().0[..cols];
+                    halves.iter().map(move |half| (half, f32::from_le_bytes(factor)))
+                });
+                rows.map(|(half, factor)| half::f16::from_le_bytes(*half).to_f32() * factor).collect()
             }
         }))
     }

@@ -66,9 +66,17 @@ impl Cube {
                 gated(client, input, gate_up, &buffers.gated, rows, tiling);
             }
             ([gate_up], Some(inputs)) => {
-                let (out, parts) = (Output::gated(&inputs.gated), inputs.parts.as_ref());
-                linear(client, &self.processor, &inputs.normed, gate_up, out, rows, parts);
-                form = Form::Written;
+                let (normed, parts) = (&inputs.normed, inputs.parts.as_ref());
+                // As the next product reads them, where this one can write that.
+                let floats = Operands::f32(&buffers.gated);
+                let out = match normed.format.of_products() {
+                    RowFormat::F32 => &floats,
+                    _ => {
+                        form = Form::Written;
+                        &inputs.gated
+                    }
+                };
+                linear(client, &self.processor, normed, gate_up, Output::gated(out), rows, parts);
             }
             _ => {
                 let apart = buffers.apart()?;
@@ -301,7 +309,7 @@ impl Cube {
     /// for sixteen rows as for one.
     pub(super) fn many_rows(&self) -> usize {
         match self.row_format() {
-            RowFormat::Bf16 => 2,
+            RowFormat::Bf16 | RowFormat::F16 => 2,
             RowFormat::F32 => MAX_BATCH + 1,
         }
     }

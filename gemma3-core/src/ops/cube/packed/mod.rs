@@ -2,11 +2,13 @@
 
 mod decode;
 mod layout;
+mod power;
 mod relayout;
 mod rows;
 
 pub(crate) use layout::Scales;
 pub use layout::{Layout, PackError};
+use power::power_for;
 use relayout::PackedWords;
 pub(crate) use rows::rows;
 
@@ -33,6 +35,8 @@ pub struct PackedMatrix {
     pub quants: Handle,
     /// What blocks share, [`Layout::side_words`] a row; at least one word.
     pub side: Handle,
+    /// The power of two that weights are multiplied by where they become f16: it brings the largest below 2^15.
+    pub power: f32,
 }
 
 /// Bytes that are laid out and copied at a time.
@@ -58,12 +62,13 @@ impl PackedMatrix {
         let quants = client.empty((rows * layout.row_words()).max(1) * size_of::<u32>());
         let side = client.empty((rows * layout.side_words()).max(1) * size_of::<u32>());
         let strip = (STRIP_BYTES / row_bytes).max(1) * row_bytes;
-        let (mut row, mut under_way) = (0, 0);
+        let (mut row, mut under_way, mut largest) = (0, 0, 0.0_f32);
         for bytes in parts.iter().flat_map(|part| part.chunks(strip)) {
             let words = PackedWords::stack(format, cols, &[bytes])?;
             put(client, &quants, row * layout.row_words(), words.quants);
             put(client, &side, row * layout.side_words(), words.side);
             row += words.layout.rows;
+            largest = largest.max(words.largest);
             under_way += bytes.len();
             if under_way >= UNDER_WAY_BYTES {
                 wait(client);
@@ -73,7 +78,7 @@ impl PackedMatrix {
         if under_way >= STRIP_BYTES {
             wait(client);
         }
-        Ok(Self { layout, quants, side })
+        Ok(Self { layout, quants, side, power: power_for(format, largest) })
     }
 }
 

@@ -6,12 +6,13 @@ use crate::formats::TensorFormat;
 use crate::formats::blocks::BlockError;
 
 use super::layout::{BLOCK, Layout, PackError, SUPER_BLOCK, Scales};
+use super::power::largest;
 
 /// Rows that a thread lays out at a time.
 const TASK_ROWS: usize = 16;
 
 /// A matrix as it goes to the device: [`Layout::row_words`] and [`Layout::side_words`] for each row.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PackedWords {
     /// What the words are.
     pub layout: Layout,
@@ -19,6 +20,8 @@ pub struct PackedWords {
     pub quants: Vec<u32>,
     /// What blocks share.
     pub side: Vec<u32>,
+    /// No finite weight is larger.
+    pub largest: f32,
 }
 
 impl PackedWords {
@@ -43,33 +46,38 @@ impl PackedWords {
         let mut quants = vec![0; rows * layout.row_words()];
         let mut side = vec![0; rows * layout.side_words()];
         let task_bytes = TASK_ROWS * row_bytes;
-        let mut row = 0;
+        let (mut row, mut most) = (0, 0.0_f32);
         for part in parts.iter().filter(|part| !part.is_empty()) {
             let part_rows = part.len() / row_bytes;
             let quants = &mut quants[row * layout.row_words()..][..part_rows * layout.row_words()];
             let quants = quants.par_chunks_mut(TASK_ROWS * layout.row_words());
             let tasks = quants.zip(part.par_chunks(task_bytes));
-            if layout.side_words() == 0 {
-                tasks.for_each(|(quants, bytes)| pack_rows(&layout, bytes, quants, &mut []));
+            let found = if layout.side_words() == 0 {
+                let found = tasks.map(|(quants, bytes)| pack_rows(&layout, bytes, quants, &mut []));
+                found.reduce(|| 0.0, f32::max)
             } else {
                 let side = &mut side[row * layout.side_words()..][..part_rows * layout.side_words()];
                 let side = side.par_chunks_mut(TASK_ROWS * layout.side_words());
                 let tasks = tasks.zip(side);
-                tasks.for_each(|((quants, bytes), side)| pack_rows(&layout, bytes, quants, side));
-            }
+                let found = tasks.map(|((quants, bytes), side)| pack_rows(&layout, bytes, quants, side));
+                found.reduce(|| 0.0, f32::max)
+            };
+            most = most.max(found);
             row += part_rows;
         }
-        Ok(Self { layout, quants, side })
+        Ok(Self { layout, quants, side, largest: most })
     }
 }
 
-fn pack_rows(layout: &Layout, bytes: &[u8], quants: &mut [u32], side: &mut [u32]) {
+/// Lays out rows, and gives what no finite weight of them is larger than.
+fn pack_rows(layout: &Layout, bytes: &[u8], quants: &mut [u32], side: &mut [u32]) -> f32 {
     let row_bytes = layout.cols / layout.format.block_len() * layout.format.block_bytes();
     let mut side_rows = side.chunks_exact_mut(layout.side_words().max(1));
     let rows = bytes.chunks_exact(row_bytes).zip(quants.chunks_exact_mut(layout.row_words()));
     for (bytes, quants) in rows {
         pack_row(layout, bytes, quants, side_rows.next().unwrap_or_default());
     }
+    largest(layout.format, bytes)
 }
 
 fn pack_row(layout: &Layout, bytes: &[u8], quants: &mut [u32], side: &mut [u32]) {

@@ -1,0 +1,371 @@
+//! How fast products are, to choose their tiles by; no test of anything else.
+//!
+//! `cargo test -p gemma3-core --features vulkan --lib rates -- --ignored --nocapture --test-threads 1`, or with `cuda`.
+//! `GEMMA3_RATES`, words with commas between them, leaves those lines away that lack one of them: `4b,q4_0,2048`.
+
+use std::time::Instant;
+
+use cubecl::cmma;
+use cubecl::future::block_on;
+use half::f16;
+
+use super::plan::has_cooperative;
+use super::tile::SIDE;
+use super::*;
+use crate::formats::TensorFormat;
+use crate::ops::cube::matvec::{Hardware, Input};
+use crate::ops::cube::testing::*;
+
+/// The best of several rounds, in seconds of one launch; the first compiles.
+fn seconds(client: &Client, launch: impl Fn()) -> f64 {
+    let round = |times: usize| {
+        let begun = Instant::now();
+        for _ in 0..times {
+            launch();
+        }
+        block_on(client.sync()).expect("the device works");
+        begun.elapsed().as_secs_f64() / times as f64
+    };
+    round(1);
+    let times = (0.01 / round(2)).clamp(2.0, 200.0) as usize;
+    (0..5).map(|_| round(times)).fold(f64::INFINITY, f64::min)
+}
+
+fn is_wanted(line: &str) -> bool {
+    let words = std::env::var("GEMMA3_RATES").unwrap_or_default();
+    words.split(',').all(|word| line.contains(word))
+}
+
+/// A device with cooperative matrices.
+fn cooperative_client() -> Option<Client> {
+    let client = client()?;
+    if !has_cooperative(&client) {
+        println!("skipped: no cooperative matrices of f16");
+        return None;
+    }
+    Some(client)
+}
+
+/// Where the matrices of a step come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Source {
+    /// They stay in registers.
+    Registers,
+    /// Shared memory, in rows of so many halves.
+    Shared(usize),
+}
+
+/// `steps` times the product of 64 rows and 16 `n` columns of a plane, 16 deep.
+#[cube(launch_unchecked)]
+fn peak_kernel<V: Size>(
+    x: &[Vector<f16, V>],
+    out: &mut [f32],
+    steps: u32,
+    #[comptime] n: usize,
+    #[comptime] planes: usize,
+    #[comptime] source: Source,
+) {
+    let width = V::value();
+    let row_halves = comptime!(match source {
+        Source::Registers => 24,
+        Source::Shared(halves) => halves,
+    });
+    let row = comptime!(row_halves / width);
+    let rows = comptime!(64 + SIDE * n);
+    let mut tile = Shared::<[Vector<f16, V>]>::new_aligned_slice(comptime!(rows * row), 32usize);
+    let mut at = UNIT_POS as usize;
+    while at < comptime!(rows * row) {
+        tile[at] = x[at];
+        at += CUBE_DIM as usize;
+    }
+    sync_cube();
+    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..4 * n {
+        sums.push(cmma::Matrix::<f32>::from_value(
+            cmma::MatrixIdent::Accumulator,
+            SIDE,
+            SIDE,
+            SIDE,
+            cmma::MatrixLayout::Undefined,
+            0.0f32,
+        ));
+    }
+    if comptime!(matches!(source, Source::Registers)) {
+        let (a, b) = operands::<V>(&tile, 0usize, n, row_halves);
+        for _ in 0..steps {
+            products(&a, &b, &sums, n);
+        }
+    } else {
+        for step in 0..steps {
+            // The address has to change, or else they are loaded once.
+            let column = step as usize % comptime!((row_halves - 8) / SIDE) * comptime!(SIDE / width);
+            let (a, b) = operands::<V>(&tile, column, n, row_halves);
+            products(&a, &b, &sums, n);
+        }
+    }
+    let mut bounce = Shared::<[f32]>::new_aligned_slice(comptime!(planes * SIDE * SIDE), 32usize);
+    let own = UNIT_POS as usize / 32 * comptime!(SIDE * SIDE);
+    let mut total = 0.0f32;
+    #[unroll]
+    for i in 0..4 * n {
+        cmma::store(
+            &mut bounce[own..own + comptime!(SIDE * SIDE)],
+            sums.index(i),
+            comptime!(SIDE as u32).runtime(),
+            cmma::MatrixLayout::RowMajor,
+        );
+        sync_plane();
+        total += bounce[own + UNIT_POS as usize % 32];
+        sync_plane();
+    }
+    out[(CUBE_POS_X * CUBE_DIM + UNIT_POS) as usize] = total;
+}
+
+#[cube]
+fn operands<V: Size>(
+    tile: &[Vector<f16, V>],
+    column: usize,
+    #[comptime] n: usize,
+    #[comptime] row_halves: usize,
+) -> (Sequence<cmma::Matrix<f16>>, Sequence<cmma::Matrix<f16>>) {
+    let width = V::value();
+    let mut a = Sequence::<cmma::Matrix<f16>>::new();
+    let mut b = Sequence::<cmma::Matrix<f16>>::new();
+    #[unroll]
+    for i in 0..4usize {
+        let at = column + comptime!(i * SIDE * row_halves / width);
+        // SAFETY: it is loaded before it is used.
+        let mut matrix = unsafe {
+            cmma::Matrix::<f16>::uninitialized(
+                cmma::MatrixIdent::A,
+                SIDE,
+                SIDE,
+                SIDE,
+                cmma::MatrixLayout::RowMajor,
+            )
+        };
+        cmma::load(&mut matrix, &tile[at..at + 1], comptime!(row_halves as u32).runtime());
+        a.push(matrix);
+    }
+    #[unroll]
+    for j in 0..n {
+        let at = column + comptime!((64 + j * SIDE) * row_halves / width);
+        // SAFETY: as above.
+        let mut matrix = unsafe {
+            cmma::Matrix::<f16>::uninitialized(
+                cmma::MatrixIdent::B,
+                SIDE,
+                SIDE,
+                SIDE,
+                cmma::MatrixLayout::ColMajor,
+            )
+        };
+        cmma::load(&mut matrix, &tile[at..at + 1], comptime!(row_halves as u32).runtime());
+        b.push(matrix);
+    }
+    (a, b)
+}
+
+#[cube]
+fn products(
+    a: &Sequence<cmma::Matrix<f16>>,
+    b: &Sequence<cmma::Matrix<f16>>,
+    sums: &Sequence<cmma::Matrix<f32>>,
+    #[comptime] n: usize,
+) {
+    #[unroll]
+    for j in 0..n {
+        #[unroll]
+        for i in 0..4usize {
+            let sum = sums.index(comptime!(i * n + j));
+            cmma::execute(a.index(i), b.index(j), sum, sum);
+        }
+    }
+}
+
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn rates_of_cooperative_matrices_alone() {
+    let Some(client) = cooperative_client() else { return };
+    let properties = client.properties();
+    println!("{:?}", properties.hardware);
+    println!("matrices of planes: {:?}", properties.features.matmul.cmma);
+    println!("matrices of cubes: {:?}", properties.features.matmul.cube_mma);
+    let (cubes, steps) = (132 * 16, 512);
+    for n in [2, 4] {
+        for planes in [4, 8] {
+            for source in [Source::Registers, Source::Shared(40), Source::Shared(72)] {
+                for width in [4, 8] {
+                    if width > properties.hardware.max_vector_size
+                        || (width == 4 && source == Source::Registers)
+                    {
+                        continue;
+                    }
+                    let line =
+                        format!("peak: 64 x {} a plane, {planes} planes, {source:?}, {width} halves", 16 * n);
+                    if !is_wanted(&line) {
+                        continue;
+                    }
+                    let len = (64 + SIDE * n) * 72;
+                    let mut random = Random::new(1);
+                    let halves: Vec<u8> =
+                        random.floats(len).iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+                    let x = client.create_from_slice(&halves);
+                    let units = 32 * planes;
+                    let out = client.empty(cubes * units * 4);
+                    let taken = seconds(&client, || {
+                        // SAFETY: the lengths are more than the kernel reads, and as many as it has units.
+                        unsafe {
+                            peak_kernel::launch_unchecked(
+                                &client,
+                                CubeCount::Static(cubes as u32, 1, 1),
+                                CubeDim::new_1d(units as u32),
+                                width,
+                                BufferArg::from_raw_parts(x.clone(), len / width),
+                                BufferArg::from_raw_parts(out.clone(), cubes * units),
+                                steps as u32,
+                                n,
+                                planes,
+                                source,
+                            );
+                        }
+                    });
+                    let flops = 2.0 * (64 * 16 * n * 16) as f64 * (cubes * planes * steps) as f64;
+                    println!("{line}: {:.0} TFLOP/s", flops / taken / 1e12);
+                }
+            }
+        }
+    }
+}
+
+/// A matrix of a model: its name, outputs, inputs and whether it is a gate over an up projection.
+type Shape = (&'static str, usize, usize, bool);
+
+const SHAPES: [Shape; 8] = [
+    ("4b gate_up", 20_480, 2_560, true),
+    ("4b down", 2_560, 10_240, false),
+    ("4b qkv", 4_096, 2_560, false),
+    ("4b output", 2_560, 2_048, false),
+    ("1b gate_up", 13_824, 1_152, true),
+    ("1b down", 1_152, 6_912, false),
+    ("1b qkv", 1_536, 1_152, false),
+    ("1b output", 1_152, 1_024, false),
+];
+
+const FORMATS: [TensorFormat; 5] =
+    [TensorFormat::F16, TensorFormat::BF16, TensorFormat::Q8_0, TensorFormat::Q4_0, TensorFormat::Q4_K];
+
+/// A matrix whose rows repeat themselves.
+fn repeated_matrix(client: &Client, format: TensorFormat, rows: usize, cols: usize) -> PackedMatrix {
+    let once = file_bytes(format, 64, cols, &mut Random::new(2));
+    let parts = vec![&once[..]; rows / 64];
+    PackedMatrix::upload(client, format, cols, &parts).expect("whole blocks")
+}
+
+fn input(client: &Client, format: RowFormat, rows: usize, cols: usize) -> Rows {
+    let x = upload(client, &Random::new(3).floats(rows * cols));
+    let rows_of = Rows::empty(client, format, rows, cols);
+    write_rows(client, &Hardware::of(client), Input::Plain { x: &x }, &rows_of, rows, cols);
+    rows_of
+}
+
+fn print_rate(client: &Client, line: &str, plan: Plan, rows: usize, matrix: &PackedMatrix, gated: bool) {
+    let layout = matrix.layout;
+    let from = match plan {
+        Plan::Exact { .. } => RowFormat::F32,
+        Plan::Tensor(tile) => tile.engine.row_format(),
+    };
+    let x = input(client, from, rows, layout.cols);
+    let out = Rows::f32(&client.empty(rows * layout.rows * 4));
+    let scratch = client.empty(32 * rows.min(64) * layout.rows * 4);
+    let taken = seconds(client, || {
+        let output = if gated { Output::gated(&out) } else { Output::plain(&out) };
+        launch(client, plan, &x, matrix, output, rows, Some(&scratch));
+    });
+    let flops = 2.0 * rows as f64 * layout.rows as f64 * layout.cols as f64;
+    println!(
+        "{line}: {:.0} us, {:.1} TFLOP/s, {:.0} GB/s of weights",
+        taken * 1e6,
+        flops / taken / 1e12,
+        layout.bytes() as f64 / taken / 1e9
+    );
+}
+
+/// The tiles that are tried, by their name.
+fn tiles() -> Vec<Tile> {
+    vec![
+        Tile::cooperative([128, 128, 32], [2, 2], 2),
+        Tile::cooperative([128, 128, 32], [2, 4], 2),
+        Tile::cooperative([128, 128, 64], [2, 2], 1),
+        Tile::cooperative([128, 256, 16], [2, 4], 2),
+        Tile::cooperative([256, 128, 16], [4, 2], 2),
+        Tile::cooperative([128, 256, 32], [2, 4], 1),
+        Tile::cooperative([256, 128, 32], [4, 2], 1),
+        Tile::cooperative([128, 64, 32], [2, 2], 2),
+        Tile::cooperative([64, 128, 32], [1, 4], 2),
+        Tile::cooperative([64, 64, 64], [2, 2], 2),
+    ]
+}
+
+fn name(tile: &Tile) -> String {
+    let Tile { m, n, depth, planes_m, planes_n, stages, splits, .. } = tile;
+    format!("{m}x{n}x{depth}, {planes_m}x{planes_n} planes, {stages} stages, {splits} parts")
+}
+
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn rates_of_many_rows() {
+    let Some(client) = cooperative_client() else { return };
+    let processor = Processor::of(&client);
+    for (shape, outputs, cols, gated) in SHAPES {
+        for format in FORMATS {
+            // The others follow from these.
+            let is_first = shape.ends_with("gate_up") || format == TensorFormat::Q4_0;
+            let is_whole = cols.is_multiple_of(format.block_len());
+            if !is_whole || !(is_first || std::env::var("GEMMA3_RATES").is_ok()) {
+                continue;
+            }
+            let all = format!("{shape} {format}");
+            let matrix = repeated_matrix(&client, format, outputs, cols);
+            for rows in [512, 2048] {
+                let fast = processor.row_format(crate::ops::Precision::Fast);
+                let planned = processor.plan(&matrix.layout, fast, rows, gated);
+                let line = format!("{all} {rows} planned: {planned:?}");
+                if is_wanted(&line) {
+                    print_rate(&client, &line, planned, rows, &matrix, gated);
+                }
+                for tile in tiles() {
+                    let line = format!("{all} {rows} {}", name(&tile));
+                    if tile.shared_bytes() <= processor.shared_bytes && is_wanted(&line) {
+                        print_rate(&client, &line, Plan::Tensor(tile), rows, &matrix, gated);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn rates_of_few_rows() {
+    let Some(client) = cooperative_client() else { return };
+    let processor = Processor::of(&client);
+    for (shape, outputs, cols, gated) in SHAPES {
+        for format in [TensorFormat::BF16, TensorFormat::Q4_0] {
+            let matrix = repeated_matrix(&client, format, outputs, cols);
+            for (rows, m) in [(8, 16), (32, 32)] {
+                for (n, depth, planes) in [(128, 64, 4), (128, 32, 4), (64, 64, 2), (256, 32, 8)] {
+                    let tile = Tile::cooperative([m, n, depth], [1, planes], 2);
+                    for each in [1, 2, 4] {
+                        let tile = processor.filled(tile, &matrix.layout, rows, each);
+                        let line = format!("{shape} {format} {rows} {}", name(&tile));
+                        if tile.shared_bytes() <= processor.shared_bytes && is_wanted(&line) {
+                            print_rate(&client, &line, Plan::Tensor(tile), rows, &matrix, gated);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
