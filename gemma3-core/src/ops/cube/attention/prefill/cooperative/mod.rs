@@ -28,7 +28,7 @@ mod softmax;
 mod staging;
 mod tile;
 
-use std::cmp::min;
+use std::cmp::{max, min};
 
 use cubecl::cmma::{self, Matrix, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
@@ -353,7 +353,7 @@ fn attend<V: Size, O: Size>(
     #[unroll]
     for m in 0..comptime!(tile.sixteens) {
         // Where nothing is visible, zeros; otherwise what the sum gives, be it a number or not.
-        let sees = ranges[comptime!(2 * m)] < ranges[comptime!(2 * m + 1)];
+        let sees = max(ranges[comptime!(2 * m)], first) < min(ranges[comptime!(2 * m + 1)], end);
         let inverse = select(sees, 1.0f32 / sum_of_row(sums[m], shape), 0.0f32);
         write::<O>(
             out,
