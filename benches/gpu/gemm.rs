@@ -52,7 +52,6 @@ impl OnMachine for Own<'_> {
             }
             Ok(machine.mark().wait()?)
         })?;
-        let numbers = if machine.operands() == TensorFormat::BF16 { "bf16" } else { "f32" };
-        Ok(limits::gemm(arguments, seconds, numbers))
+        Ok(limits::gemm(arguments, seconds, machine.operands().name()))
     }
 }

@@ -9,6 +9,7 @@ use cubecl::cmma;
 use cubecl::future::block_on;
 use half::f16;
 
+use super::cooperative::loaded;
 use super::plan::has_cooperative;
 use super::tile::SIDE;
 use super::*;
@@ -57,22 +58,22 @@ enum Source {
 
 /// `steps` times the product of 64 rows and 16 `n` columns of a plane, 16 deep.
 #[cube(launch_unchecked)]
-fn peak_kernel<V: Size>(
-    x: &[Vector<f16, V>],
+fn peak_kernel<W: Numeric, V: Size>(
+    x: &[Vector<W, V>],
     out: &mut [f32],
     steps: u32,
     #[comptime] n: usize,
     #[comptime] planes: usize,
     #[comptime] source: Source,
+    #[comptime] cells: Cells,
 ) {
-    let width = V::value();
     let row_halves = comptime!(match source {
         Source::Registers => 24,
         Source::Shared(halves) => halves,
     });
-    let row = comptime!(row_halves / width);
+    let row = comptime!(cells.of(row_halves));
     let rows = comptime!(64 + SIDE * n);
-    let mut tile = Shared::<[Vector<f16, V>]>::new_aligned_slice(comptime!(rows * row), 32usize);
+    let mut tile = Shared::<[Vector<W, V>]>::new_aligned_slice(comptime!(rows * row), 32usize);
     let mut at = UNIT_POS as usize;
     while at < comptime!(rows * row) {
         tile[at] = x[at];
@@ -92,15 +93,15 @@ fn peak_kernel<V: Size>(
         ));
     }
     if comptime!(matches!(source, Source::Registers)) {
-        let (a, b) = operands::<V>(&tile, 0usize, n, row_halves);
+        let (a, b) = operands::<W, V>(&tile, 0usize, n, row_halves, cells);
         for _ in 0..steps {
             products(&a, &b, &sums, n);
         }
     } else {
         for step in 0..steps {
             // The address has to change, or else they are loaded once.
-            let column = step as usize % comptime!((row_halves - 8) / SIDE) * comptime!(SIDE / width);
-            let (a, b) = operands::<V>(&tile, column, n, row_halves);
+            let column = step as usize % comptime!((row_halves - 8) / SIDE) * comptime!(cells.of(SIDE));
+            let (a, b) = operands::<W, V>(&tile, column, n, row_halves, cells);
             products(&a, &b, &sums, n);
         }
     }
@@ -123,46 +124,25 @@ fn peak_kernel<V: Size>(
 }
 
 #[cube]
-fn operands<V: Size>(
-    tile: &[Vector<f16, V>],
+fn operands<W: Numeric, V: Size>(
+    tile: &[Vector<W, V>],
     column: usize,
     #[comptime] n: usize,
     #[comptime] row_halves: usize,
+    #[comptime] cells: Cells,
 ) -> (Sequence<cmma::Matrix<f16>>, Sequence<cmma::Matrix<f16>>) {
-    let width = V::value();
+    let stride = comptime!(cells.stride(row_halves));
     let mut a = Sequence::<cmma::Matrix<f16>>::new();
     let mut b = Sequence::<cmma::Matrix<f16>>::new();
     #[unroll]
     for i in 0..4usize {
-        let at = column + comptime!(i * SIDE * row_halves / width);
-        // SAFETY: it is loaded before it is used.
-        let mut matrix = unsafe {
-            cmma::Matrix::<f16>::uninitialized(
-                cmma::MatrixIdent::A,
-                SIDE,
-                SIDE,
-                SIDE,
-                cmma::MatrixLayout::RowMajor,
-            )
-        };
-        cmma::load(&mut matrix, &tile[at..at + 1], comptime!(row_halves as u32).runtime());
-        a.push(matrix);
+        let at = column + comptime!(cells.of(i * SIDE * row_halves));
+        a.push(loaded::<W, V>(tile, at, cmma::MatrixIdent::A, cmma::MatrixLayout::RowMajor, stride));
     }
     #[unroll]
     for j in 0..n {
-        let at = column + comptime!((64 + j * SIDE) * row_halves / width);
-        // SAFETY: as above.
-        let mut matrix = unsafe {
-            cmma::Matrix::<f16>::uninitialized(
-                cmma::MatrixIdent::B,
-                SIDE,
-                SIDE,
-                SIDE,
-                cmma::MatrixLayout::ColMajor,
-            )
-        };
-        cmma::load(&mut matrix, &tile[at..at + 1], comptime!(row_halves as u32).runtime());
-        b.push(matrix);
+        let at = column + comptime!(cells.of((64 + j * SIDE) * row_halves));
+        b.push(loaded::<W, V>(tile, at, cmma::MatrixIdent::B, cmma::MatrixLayout::ColMajor, stride));
     }
     (a, b)
 }
@@ -189,54 +169,55 @@ fn products(
 fn rates_of_cooperative_matrices_alone() {
     let Some(client) = cooperative_client() else { return };
     let properties = client.properties();
-    println!("{:?}", properties.hardware);
+    println!("{}: {:?}", client.name(), properties.hardware);
     println!("matrices of planes: {:?}", properties.features.matmul.cmma);
     println!("matrices of cubes: {:?}", properties.features.matmul.cube_mma);
-    let (cubes, steps) = (132 * 16, 512);
-    for n in [2, 4] {
-        for planes in [4, 8] {
-            for source in [Source::Registers, Source::Shared(40), Source::Shared(72)] {
-                for width in [4, 8] {
-                    if width > properties.hardware.max_vector_size
-                        || (width == 4 && source == Source::Registers)
-                    {
-                        continue;
-                    }
-                    let line =
-                        format!("peak: 64 x {} a plane, {planes} planes, {source:?}, {width} halves", 16 * n);
-                    if !is_wanted(&line) {
-                        continue;
-                    }
-                    let len = (64 + SIDE * n) * 72;
-                    let mut random = Random::new(1);
-                    let halves: Vec<u8> =
-                        random.floats(len).iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
-                    let x = client.create_from_slice(&halves);
-                    let units = 32 * planes;
-                    let out = client.empty(cubes * units * 4);
-                    let taken = seconds(&client, || {
-                        // SAFETY: the lengths are more than the kernel reads, and as many as it has units.
-                        unsafe {
-                            peak_kernel::launch_unchecked(
-                                &client,
-                                CubeCount::Static(cubes as u32, 1, 1),
-                                CubeDim::new_1d(units as u32),
-                                width,
-                                BufferArg::from_raw_parts(x.clone(), len / width),
-                                BufferArg::from_raw_parts(out.clone(), cubes * units),
-                                steps as u32,
-                                n,
-                                planes,
-                                source,
-                            );
-                        }
-                    });
-                    let flops = 2.0 * (64 * 16 * n * 16) as f64 * (cubes * planes * steps) as f64;
-                    println!("{line}: {:.0} TFLOP/s", flops / taken / 1e12);
+    let cells = match client.name() {
+        "cuda" => vec![Cells::Fours, Cells::Eights],
+        _ => vec![Cells::Fours, Cells::Words],
+    };
+    for (n, planes) in [(2, 4), (2, 8), (4, 4), (4, 8)] {
+        for source in [Source::Registers, Source::Shared(40), Source::Shared(72)] {
+            for cells in &cells {
+                let line = format!("peak: 64 x {} a plane, {planes} planes, {source:?}, {cells:?}", 16 * n);
+                if is_wanted(&line) {
+                    println!("{line}: {:.0} TFLOP/s", peak(&client, n, planes, source, *cells));
                 }
             }
         }
     }
+}
+
+fn peak(client: &Client, n: usize, planes: usize, source: Source, cells: Cells) -> f64 {
+    let (cubes, steps, units) = (132 * 16, 512, 32 * planes);
+    let len = (64 + SIDE * n) * 72;
+    let random = Random::new(1).floats(len);
+    let halves: Vec<u8> = random.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+    let x = client.create_from_slice(&halves);
+    let out = client.empty(cubes * units * 4);
+    let launch = match cells {
+        Cells::Words => peak_kernel::launch_unchecked::<u32>,
+        Cells::Eights | Cells::Fours => peak_kernel::launch_unchecked::<f16>,
+    };
+    let taken = seconds(client, || {
+        // SAFETY: the lengths are more than the kernel reads, and as many as it has units.
+        unsafe {
+            launch(
+                client,
+                CubeCount::Static(cubes as u32, 1, 1),
+                CubeDim::new_1d(units as u32),
+                cells.vector_size(),
+                BufferArg::from_raw_parts(x.clone(), cells.of(len)),
+                BufferArg::from_raw_parts(out.clone(), cubes * units),
+                steps as u32,
+                n,
+                planes,
+                source,
+                cells,
+            );
+        }
+    });
+    2.0 * (64 * 16 * n * 16) as f64 * (cubes * planes * steps) as f64 / taken / 1e12
 }
 
 /// A matrix of a model: its name, outputs, inputs and whether it is a gate over an up projection.
