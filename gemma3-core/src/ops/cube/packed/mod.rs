@@ -15,8 +15,8 @@ pub(crate) use rows::rows;
 use crate::formats::blocks::BlockError;
 
 pub(crate) use decode::{
-    Quad, fetch_side, half_to_f32, integer_factor, integer_octet, quad, quads_of_span, scale_pair,
-    side_words_of_item,
+    HalfPair, Quad, fetch_side, half_quad, half_to_f32, has_half_quads, integer_factor, integer_octet, quad,
+    quads_of_span, scale_pair, side_words_of_item,
 };
 
 use cubecl::bytes::Bytes;

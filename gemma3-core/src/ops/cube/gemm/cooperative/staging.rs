@@ -3,6 +3,7 @@
 use std::cmp::min;
 
 use cubecl::prelude::*;
+use half::f16;
 
 use super::super::epilogue::Job;
 use super::super::halves::f16_pair;
@@ -11,7 +12,9 @@ use super::super::rows::RowFormat;
 use super::super::staging::matrix_row;
 use super::cells::{Cells, cell_of};
 use crate::formats::TensorFormat;
-use crate::ops::cube::packed::{Quad, fetch_side, quad, quads_of_span, scale_pair};
+use crate::ops::cube::packed::{
+    HalfPair, Quad, fetch_side, half_quad, has_half_quads, quad, quads_of_span, scale_pair,
+};
 
 /// Halves of a chunk of 16 bytes.
 const CHUNK: usize = 8;
@@ -199,11 +202,17 @@ fn halves_of<I: Size>(
     #[unroll]
     for pair in 0..comptime!(cells.words() / 2) {
         let at = comptime!(first + 2 * pair);
+        let start = comptime!(load * job.side_words());
         if comptime!(matches!(layout.format, TensorFormat::F16)) {
             words.insert(comptime!(2 * pair), packed.extract(at));
             words.insert(comptime!(2 * pair + 1), packed.extract(comptime!(at + 1)));
+        } else if comptime!(has_half_quads(layout.format)) {
+            let (scale, _) = scale_pair::<I>(&fetched.sides, item, 0usize, start, layout, false);
+            let scale = HalfPair::new(f16::cast_from(scale * power));
+            let (low, high) = half_quad::<I>(packed, comptime!(at / 2), layout);
+            words.insert(comptime!(2 * pair), u32::reinterpret(low * scale));
+            words.insert(comptime!(2 * pair + 1), u32::reinterpret(high * scale));
         } else {
-            let start = comptime!(load * job.side_words());
             let quad = powered::<I>(packed, &fetched.sides, item, comptime!(at / 2), start, power, job);
             words.insert(comptime!(2 * pair), f16_pair(quad.extract(0usize), quad.extract(1usize)));
             words.insert(comptime!(2 * pair + 1), f16_pair(quad.extract(2usize), quad.extract(3usize)));
