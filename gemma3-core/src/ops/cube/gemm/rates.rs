@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use cubecl::cmma;
 use cubecl::future::block_on;
+use cubecl::ir::{ElemType, FloatKind};
 use half::f16;
 
 use super::cooperative::loaded;
@@ -160,6 +161,108 @@ fn products(
         for i in 0..4usize {
             let sum = sums.index(comptime!(i * n + j));
             cmma::execute(a.index(i), b.index(j), sum, sum);
+        }
+    }
+}
+
+/// `steps` times the product of matrices that a whole cube has, `m` by `n` by `k`, from shared memory.
+#[cube(launch_unchecked)]
+fn cube_peak_kernel(
+    x: &[f16],
+    out: &mut [f32],
+    steps: u32,
+    #[comptime] m: usize,
+    #[comptime] n: usize,
+    #[comptime] k: usize,
+) {
+    let row = comptime!(4 * k + 8);
+    let mut tile = Shared::<[f16]>::new_aligned_slice(comptime!((m + n) * row), 32usize);
+    let mut at = UNIT_POS as usize;
+    while at < comptime!((m + n) * row) {
+        tile[at] = x[at];
+        at += CUBE_DIM as usize;
+    }
+    sync_cube();
+    let sums = cmma::Matrix::<f32, cmma::Cube>::from_value(
+        cmma::MatrixIdent::Accumulator,
+        m,
+        n,
+        k,
+        cmma::MatrixLayout::Undefined,
+        0.0f32,
+    );
+    for step in 0..steps {
+        let column = step as usize % 4 * k;
+        let second = comptime!(m * row) + column;
+        let a = cmma::Matrix::<f16, cmma::Cube>::from_slice(
+            cmma::MatrixIdent::A,
+            m,
+            n,
+            k,
+            cmma::MatrixLayout::RowMajor,
+            &tile[column..column + 1],
+            comptime!(row as u32).runtime(),
+        );
+        let b = cmma::Matrix::<f16, cmma::Cube>::from_slice(
+            cmma::MatrixIdent::B,
+            m,
+            n,
+            k,
+            cmma::MatrixLayout::ColMajor,
+            &tile[second..second + 1],
+            comptime!(row as u32).runtime(),
+        );
+        cmma::execute(&a, &b, &sums, &sums);
+    }
+    let at = CUBE_POS_X as usize * comptime!(m * n);
+    cmma::store(
+        &mut out[at..at + comptime!(m * n)],
+        &sums,
+        comptime!(n as u32).runtime(),
+        cmma::MatrixLayout::RowMajor,
+    );
+}
+
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn rates_of_matrices_of_cubes() {
+    let Some(client) = cooperative_client() else { return };
+    let (half, float) = (ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::F32));
+    let all = client.features().matmul.cube_mma.clone();
+    for config in all.iter().filter(|config| (config.a_type, config.cd_type) == (half, float)) {
+        let units = config.units_per_block.unwrap_or(128) as usize;
+        for (m, n, k) in [(64, 64, 16), (128, 128, 16), (128, 128, 32), (128, 256, 16), (256, 128, 16)] {
+            let fits = [(m, config.m_granularity), (n, config.n_granularity), (k, config.k_granularity)]
+                .iter()
+                .all(|(size, granularity)| size % *granularity as usize == 0);
+            let bytes = (m + n) * (4 * k + 8) * 2;
+            let hardware = &client.properties().hardware;
+            let room = hardware.max_shared_memory_size - hardware.cube_mma_reserved_shared_memory;
+            let line = format!("cube peak: {m} x {n} x {k}, {units} units");
+            if !fits || bytes > room || !is_wanted(&line) {
+                continue;
+            }
+            let (cubes, steps) = (132 * 4, 512);
+            let x = upload(&client, &Random::new(1).floats(bytes / 4));
+            let out = client.empty(cubes * m * n * 4);
+            let taken = seconds(&client, || {
+                // SAFETY: the lengths are those that the kernel computes its indices from.
+                unsafe {
+                    cube_peak_kernel::launch_unchecked(
+                        &client,
+                        CubeCount::Static(cubes as u32, 1, 1),
+                        CubeDim::new_1d(units as u32),
+                        BufferArg::from_raw_parts(x.clone(), bytes / 2),
+                        BufferArg::from_raw_parts(out.clone(), cubes * m * n),
+                        steps,
+                        m,
+                        n,
+                        k,
+                    );
+                }
+            });
+            let flops = 2.0 * (m * n * k) as f64 * (cubes as f64) * f64::from(steps);
+            println!("{line}: {:.0} TFLOP/s", flops / taken / 1e12);
         }
     }
 }
