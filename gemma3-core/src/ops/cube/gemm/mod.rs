@@ -39,9 +39,10 @@ pub use tile::{Engine, Tile};
 use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use half::f16;
 
 use crate::ops::cube::packed::{Layout, PackedMatrix};
-use cooperative::cooperative_kernel;
+use cooperative::{Cells, cooperative_kernel};
 use epilogue::{Finish, Job};
 use exact::{ExactJob, SIDE, exact_kernel};
 use parts::{UNITS, parts_kernel};
@@ -346,15 +347,20 @@ fn launch_tiles(
         Engine::Planes => 4, // not used
         Engine::Warpgroups => tile.sums().next_power_of_two(),
         Engine::Cooperative => {
+            let cells = Cells::choose(client, &job);
+            let launch = match cells {
+                Cells::Words => cooperative_kernel::launch_unchecked::<u32>,
+                Cells::Eights | Cells::Fours => cooperative_kernel::launch_unchecked::<f16>,
+            };
             // SAFETY: the lengths bound every index of the kernel; in shared memory it stays within the stages of tiles
             // and the planes' places.
             unsafe {
-                cooperative_kernel::launch_unchecked(
+                launch(
                     client,
                     count,
                     dim,
+                    cells.vector_size(),
                     job.item_words(),
-                    job.halves_at_once(client.properties().hardware.max_vector_size),
                     job.element_words(),
                     x,
                     quants,
@@ -366,6 +372,7 @@ fn launch_tiles(
                     added_rows,
                     matrix.power,
                     matrix.power.recip(),
+                    cells,
                     job,
                 );
             }
