@@ -163,7 +163,7 @@ impl Cube {
     ) -> Result<Form, MachineError> {
         let buffers = x.buffers;
         let path = self.prefill_path(layer(&chunk.layers, heads)?, heads);
-        let is_written = |format| path.row_format(format, heads.query_width()) == RowFormat::Bf16;
+        let is_written = |format| path.row_format(format, heads.query_width()) != RowFormat::F32;
         let of = [&buffers.qkv, &buffers.queries];
         match self.many(x) {
             Some(inputs) if is_written(inputs.attended.format) => {

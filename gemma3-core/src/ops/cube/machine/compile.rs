@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Cube;
 use super::cache::duplicate;
 use crate::ops::cube::copy::{Rectangle, copy_rectangle};
-use crate::ops::cube::gemm::{Plan, RegisterTile};
+use crate::ops::cube::gemm::{Plan, RegisterTile, RowFormat};
 use crate::ops::cube::packed::{Layout, PackedMatrix};
 use crate::ops::machine::ModelShape;
 
@@ -16,13 +16,14 @@ pub(super) const SHORT: usize = 64;
 
 impl Cube {
     /// Lengths of passes of one sequence, the longest first, that between them launch every kernel that passes of up
-    /// to 64 tokens launch, and those of a pass of `most`, which is the longest. Where products are made in registers, also
-    /// those of the lengths between, which are few.
+    /// to 64 tokens launch, and those of a pass of `most`, which is the longest. Products in registers and those of
+    /// cooperative matrices are divided alike up to each power of two, so there it is every kernel of any length.
     pub(super) fn lengths(&self, most: usize, shape: &ModelShape<'_, Self>) -> Vec<usize> {
         let mut lengths = vec![most];
         let mut known = vec![self.plans(most, shape)];
-        let in_registers = self.processor.in_registers(self.row_format());
-        let is_class = |length: &usize| in_registers && RegisterTile::class(*length) == *length;
+        let is_divided_alike =
+            self.row_format() == RowFormat::F16 || self.processor.in_registers(self.row_format());
+        let is_class = |length: &usize| is_divided_alike && RegisterTile::class(*length) == *length;
         for length in (1..most).rev().filter(|length| *length <= SHORT || is_class(length)) {
             let plans = self.plans(length, shape);
             // Of few rows, kernels are made for their number.

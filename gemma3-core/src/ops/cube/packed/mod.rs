@@ -8,20 +8,21 @@ mod rows;
 
 pub(crate) use layout::Scales;
 pub use layout::{Layout, PackError};
-use power::power_for;
+use power::{finite, power_for};
 use relayout::PackedWords;
 pub(crate) use rows::rows;
 
 use crate::formats::blocks::BlockError;
 
 pub(crate) use decode::{
-    Quad, fetch_side, half_to_f32, integer_factor, integer_octet, quad, quads_of_span, scale_pair,
-    side_words_of_item,
+    HalfPair, Quad, fetch_side, half_quad, half_to_f32, has_half_quads, integer_factor, integer_octet, quad,
+    quads_of_span, scale_pair, side_words_of_item,
 };
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::server::Handle;
+use half::f16;
 
 use crate::formats::TensorFormat;
 use crate::ops::cube::commands::waiting;
@@ -37,6 +38,8 @@ pub struct PackedMatrix {
     pub side: Handle,
     /// The power of two that weights are multiplied by where they become f16: it brings the largest below 2^15.
     pub power: f32,
+    /// The power of two by which they lie multiplied already.
+    stored_power: f32,
 }
 
 /// Bytes that are laid out and copied at a time.
@@ -78,7 +81,30 @@ impl PackedMatrix {
         if under_way >= STRIP_BYTES {
             wait(client);
         }
-        Ok(Self { layout, quants, side, power: power_for(largest) })
+        Ok(Self { layout, quants, side, power: power_for(largest), stored_power: 1.0 })
+    }
+}
+
+impl PackedMatrix {
+    /// Floats \[rows, cols\] as F16, multiplied by a power of two that brings the largest below 2^15: for products on
+    /// cooperative matrices alone, since all others take weights for what they are.
+    ///
+    /// # Errors
+    /// [`PackError`] if they aren't whole rows.
+    pub fn upload_as_halves(client: &Client, cols: usize, weights: &[f32]) -> Result<Self, PackError> {
+        let largest = weights.iter().copied().map(finite).fold(0.0, f32::max);
+        let power = power_for(largest);
+        let bytes: Vec<u8> = weights.iter().flat_map(|w| f16::from_f32(w * power).to_le_bytes()).collect();
+        Ok(Self { stored_power: power, ..Self::upload(client, TensorFormat::F16, cols, &[&bytes])? })
+    }
+
+    /// What cooperative matrices multiply weights by on their way into f16, and sums by afterwards. Halves are multiplied as
+    /// they lie.
+    pub(crate) fn powers(&self) -> (f32, f32) {
+        match self.layout.format {
+            TensorFormat::F16 => (1.0, self.stored_power.recip()),
+            _ => (self.power, self.power.recip()),
+        }
     }
 }
 

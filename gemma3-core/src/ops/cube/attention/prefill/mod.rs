@@ -32,7 +32,7 @@ use cubecl::server::Handle;
 
 use super::cache::{CacheFormat, CacheLayout};
 use crate::ops::cube::gemm::{RowFormat, Rows};
-pub(super) use cooperative::CooperativeShape;
+use cooperative::CooperativeShape;
 pub use cooperative::CooperativeTile;
 pub use heads::{Chunk, ChunkHeads, norm_rope_cache_chunk};
 pub(super) use plain::{KeyRows, PlainShape, full_kernel as plain_full_kernel};
@@ -96,16 +96,19 @@ impl PrefillPath {
         if let Some(tile) = tiles.into_iter().find(|tile| tile.runs(client, attention)) {
             return Self::Tensor(tile);
         }
-        let keys = KeyRows::of_cache(&attention.cache);
-        let tile = (keys.format == CacheFormat::F16).then(|| CooperativeTile::choose(client, &keys));
-        tile.flatten().map_or(Self::Plain, Self::Cooperative)
+        CooperativeTile::choose(client, attention).map_or(Self::Plain, Self::Cooperative)
     }
 
     /// The format in which attended rows of `width` numbers are written for products that take `products`: bf16 by
-    /// tensor cores, where rows have nothing that they are filled up with; f32 otherwise.
+    /// tensor cores and f16 by cooperative matrices, where rows have nothing that they are filled up with; f32 otherwise.
+    /// Attended values are no larger than values, so rows of f16 hold them with the factor that those have.
     pub fn row_format(&self, products: RowFormat, width: usize) -> RowFormat {
         match (self, products) {
-            (Self::Tensor(_), RowFormat::Bf16) if RowFormat::Bf16.is_full(width) => RowFormat::Bf16,
+            (Self::Tensor(_), RowFormat::Bf16) | (Self::Cooperative(_), RowFormat::F16)
+                if products.is_full(width) =>
+            {
+                products
+            }
             _ => RowFormat::F32,
         }
     }
@@ -219,17 +222,18 @@ pub fn prefill_attention(
         },
         // SAFETY: as above.
         PrefillPath::Cooperative(tile) => unsafe {
-            let keys = KeyRows::of_cache(&attention.cache);
-            let shape = CooperativeShape { heads: attention.heads, kv_heads, keys, tile };
+            let shape = CooperativeShape { attention, tile, operands: Operands::Cached, out };
             cooperative::visible_kernel::launch_unchecked(
                 client,
                 shape.cubes(tokens, 1),
                 shape.dim(),
+                halves_at_once(client),
+                out.words_of_quad(),
                 buffer(buffers.queries, numbers / 4),
-                buffer(buffers.keys, attention.cache.bytes() / 16),
-                buffer(buffers.values, attention.cache.bytes() / 16),
+                buffer(buffers.keys, attention.cache.quads() / 2),
+                buffer(buffers.values, attention.cache.quads() / 2),
                 buffer(buffers.visible, 2 * tokens),
-                buffer(&buffers.out.handle, numbers / 4),
+                buffer(&buffers.out.handle, tokens * out.row_elements(attention.heads * head_dim)),
                 tokens as u32,
                 sequence as u32,
                 shape,
@@ -269,29 +273,38 @@ pub(super) fn tensor_full_attention(
     }
 }
 
-#[cfg(test)]
-/// The same over f32 rows, whose numbers have to be those of halves: products of cooperative matrices.
+/// The same for rows of f16 with their factors, multiplied by cooperative matrices.
 pub(super) fn cooperative_full_attention(
     client: &Client,
-    shape: CooperativeShape,
-    [sequences, tokens]: [usize; 2],
+    attention: PrefillAttention,
     [queries, keys, values, out]: [&Handle; 4],
     factor: f32,
+    tile: CooperativeTile,
 ) {
-    let quads = sequences * tokens * shape.heads * shape.keys.head_dim / 4;
+    let CacheLayout { sequences, slots: tokens, head_dim, .. } = attention.cache;
+    let out_format = RowFormat::F16;
+    let shape = CooperativeShape { attention, tile, operands: Operands::Rows, out: out_format };
+    let words = sequences * tokens * out_format.row_words(attention.heads * head_dim);
     // SAFETY: the lengths are those of the shapes; the kernel keeps rows and slots below the tokens.
     unsafe {
         cooperative::full_kernel::launch_unchecked(
             client,
             shape.cubes(tokens, sequences),
             shape.dim(),
-            BufferArg::from_raw_parts(queries.clone(), quads),
-            BufferArg::from_raw_parts(keys.clone(), quads),
-            BufferArg::from_raw_parts(values.clone(), quads),
-            BufferArg::from_raw_parts(out.clone(), quads),
+            halves_at_once(client),
+            out_format.words_of_quad(),
+            BufferArg::from_raw_parts(queries.clone(), words / 4),
+            BufferArg::from_raw_parts(keys.clone(), words / 4),
+            BufferArg::from_raw_parts(values.clone(), words / 4),
+            BufferArg::from_raw_parts(out.clone(), words / out_format.words_of_quad()),
             tokens as u32,
             factor,
             shape,
         );
     }
+}
+
+/// Halves that are written to shared memory at once: 16 bytes where the device has such vectors.
+fn halves_at_once(client: &Client) -> usize {
+    if client.properties().hardware.max_vector_size >= 8 { 8 } else { 4 }
 }

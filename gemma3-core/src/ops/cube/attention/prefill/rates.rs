@@ -1,13 +1,18 @@
-//! What a layer's attention takes, by each path and division: `cargo test --release rates -- --ignored --nocapture`.
+//! What a layer's attention takes, to choose divisions by; no test of anything else.
+//!
+//! `cargo test -p gemma3-core --features vulkan --lib prefill::rates -- --ignored --nocapture --test-threads 1`, or with
+//! `cuda`. `GEMMA3_RATES`, words with commas between them, leaves those lines away that lack one of them: `4B,2048`.
 
 use std::time::Instant;
 
 use cubecl::client::Client;
 use cubecl::future::block_on;
 
-use super::cooperative::CooperativeShape;
+use super::super::{FullAttention, FullBuffers, full_attention};
 use super::tests::{upload_cache, upload_words};
 use super::*;
+use crate::ops::cube::gemm::write_rows;
+use crate::ops::cube::matvec::{Hardware, Input};
 use crate::ops::cube::testing::*;
 
 /// Seconds of one launch in the best of some rounds.
@@ -23,8 +28,14 @@ fn best_s(client: &Client, launch: impl Fn()) -> f64 {
     (0..5).map(|_| timed(times)).fold(f64::MAX, f64::min)
 }
 
-fn print(what: &str, path: &str, seconds: f64, flops: f64) {
-    println!("{what:34} {path:58} {:8.3} ms {:6.1} TFLOP/s", 1e3 * seconds, flops / seconds / 1e12);
+/// Measures a line and prints it, if it is wanted.
+fn measure(client: &Client, what: &str, path: &str, flops: f64, launch: impl Fn()) {
+    let line = format!("{what:32} {path}");
+    let words = std::env::var("GEMMA3_RATES").unwrap_or_default();
+    if words.split(',').all(|word| line.contains(word)) {
+        let seconds = best_s(client, launch);
+        println!("{line:90} {:8.3} ms {:6.1} TFLOP/s", 1e3 * seconds, flops / seconds / 1e12);
+    }
 }
 
 /// What the tiles differ in.
@@ -35,32 +46,49 @@ fn name(tile: &CooperativeTile) -> String {
     format!("cooperative {planes} x {} rows {keys} keys {held} {apart} {ahead}", 16 * sixteens)
 }
 
-/// Tiles that a device runs over such keys.
-fn tiles(client: &Client, keys: &KeyRows) -> Vec<CooperativeTile> {
+/// Tiles that a device runs.
+fn tiles(client: &Client, attention: &PrefillAttention) -> Vec<CooperativeTile> {
     let plane_units = client.properties().hardware.plane_size_max as usize;
-    let mut tiles = vec![];
-    for (sixteens, planes) in [(1, 2), (1, 4), (1, 8), (2, 2), (2, 4)] {
-        for block in [32, 48, 64] {
-            for (holds, apart, ahead) in [
-                (true, true, true),
-                (true, true, false),
-                (true, false, true),
-                (true, false, false),
-                (false, true, true),
-                (false, false, true),
-                (false, false, false),
-            ] {
-                let tile =
-                    CooperativeTile { plane_units, sixteens, planes, keys: block, holds, apart, ahead };
-                // Sums of two 16s of rows of long heads exceed any unit's registers.
-                let fits = sixteens * keys.head_dim <= 256;
-                if fits && tile.runs(client, keys) {
-                    tiles.push(tile);
-                }
-            }
-        }
-    }
-    tiles
+    // 16s of rows, planes, keys; whether the tile holds, is apart, and ahead.
+    let of: &[(usize, usize, usize, [bool; 3])] = if attention.cache.head_dim > 128 {
+        &[
+            (1, 4, 32, [true, true, true]),
+            (1, 4, 32, [true, true, false]),
+            (1, 3, 32, [true, true, true]),
+            (1, 2, 32, [true, true, true]),
+            (1, 2, 32, [true, false, true]),
+            (1, 2, 32, [false, false, true]),
+            (1, 2, 32, [false, false, false]),
+            (1, 2, 64, [true, false, true]),
+            (1, 2, 64, [true, false, false]),
+            (1, 2, 16, [false, true, true]),
+        ]
+    } else {
+        &[
+            (2, 4, 64, [true, false, true]),
+            (2, 4, 64, [true, false, false]),
+            (2, 4, 48, [true, true, true]),
+            (2, 4, 48, [true, true, false]),
+            (2, 4, 32, [true, true, true]),
+            (2, 4, 32, [true, true, false]),
+            (2, 4, 32, [false, true, true]),
+            (2, 2, 64, [true, true, true]),
+            (2, 2, 32, [true, true, true]),
+            (1, 4, 64, [true, false, true]),
+            (1, 4, 32, [true, true, true]),
+            (1, 4, 32, [true, true, false]),
+        ]
+    };
+    let tiles = of.iter().map(|(sixteens, planes, keys, [holds, apart, ahead])| CooperativeTile {
+        plane_units,
+        sixteens: *sixteens,
+        planes: *planes,
+        keys: *keys,
+        holds: *holds,
+        apart: *apart,
+        ahead: *ahead,
+    });
+    tiles.filter(|tile| tile.runs(client, attention)).collect()
 }
 
 #[test]
@@ -92,13 +120,16 @@ fn rates_of_prompts() {
                     visible: &visible,
                     out: &out,
                 };
-                let launch = || prefill_attention(&client, attention, 0, tokens, buffers, path);
-                print(&what, name, best_s(&client, launch), flops);
+                measure(&client, &what, name, flops, || {
+                    prefill_attention(&client, attention, 0, tokens, buffers, path);
+                });
             };
             run(PrefillPath::Plain, "plain");
             let chosen = PrefillPath::choose(&client, &attention);
-            run(chosen, &format!("chosen: {chosen:?}"));
-            for tile in tiles(&client, &KeyRows::of_cache(&cache)) {
+            if let PrefillPath::Tensor(_) = chosen {
+                run(chosen, "tensor cores");
+            }
+            for tile in tiles(&client, &attention) {
                 run(PrefillPath::Cooperative(tile), &name(&tile));
             }
         }
@@ -109,22 +140,38 @@ fn rates_of_prompts() {
 #[ignore = "a measurement"]
 fn rates_of_images() {
     let Some(client) = client() else { return };
-    let (tokens, heads, head_dim) = (4096, 16, 72);
-    let flops = 4.0 * (tokens * tokens * heads * head_dim) as f64;
+    let attention = FullAttention { sequences: 1, tokens: 4096, heads: 16, head_dim: 72 };
+    let FullAttention { tokens, heads, head_dim, .. } = attention;
+    let (width, flops) = (heads * head_dim, 4.0 * (tokens * tokens * heads * head_dim) as f64);
     let mut random = Random::new(7);
-    let numbers = tokens * heads * head_dim;
-    let rows = [(); 3].map(|()| upload(&client, &random.floats(numbers)));
-    let out = poisoned(&client, numbers);
-    let keys = KeyRows::of_rows(tokens, heads, head_dim);
-    for tile in tiles(&client, &keys) {
-        let shape = CooperativeShape { heads, kv_heads: heads, keys, tile };
-        let of = [&rows[0], &rows[1], &rows[2], &out];
-        let launch = || cooperative_full_attention(&client, shape, [1, tokens], of, 0.1);
-        print("image", &name(&tile), best_s(&client, launch), flops);
+    let floats = [(); 3].map(|()| upload(&client, &random.floats(tokens * width)));
+    let rows = |format| {
+        let all = floats.each_ref().map(|x| {
+            let to = Rows::empty(&client, format, tokens, width);
+            write_rows(&client, &Hardware::of(&client), Input::Plain { x }, &to, tokens, width);
+            to
+        });
+        let [queries, keys, values] = all;
+        [queries, keys, values, Rows::empty(&client, format, tokens, width)]
+    };
+    for format in [RowFormat::F32, RowFormat::Bf16] {
+        if attention.row_format(&client, format) == format {
+            let [queries, keys, values, out] = &rows(format);
+            let buffers = FullBuffers { queries, keys, values, out };
+            measure(&client, "image", &format!("rows of {format:?}"), flops, || {
+                full_attention(&client, attention, 0.1, buffers);
+            });
+        }
     }
-    let [queries, keys, values, out] = [&rows[0], &rows[1], &rows[2], &out].map(Rows::f32);
-    let attention = super::super::FullAttention { sequences: 1, tokens, heads, head_dim };
-    let buffers = super::super::FullBuffers { queries: &queries, keys: &keys, values: &values, out: &out };
-    let launch = || super::super::full_attention(&client, attention, 0.1, buffers);
-    print("image", "plain", best_s(&client, launch), flops);
+    let cache =
+        CacheLayout { sequences: 1, kv_heads: heads, slots: tokens, head_dim, format: CacheFormat::F16 };
+    let attention = PrefillAttention { cache, heads };
+    let tiles = tiles(&client, &attention);
+    let rows = (!tiles.is_empty()).then(|| rows(RowFormat::F16));
+    for (tile, rows) in tiles.iter().zip(rows.iter().cycle()) {
+        let of = rows.each_ref().map(|rows| &rows.handle);
+        measure(&client, "image", &name(tile), flops, || {
+            cooperative_full_attention(&client, attention, of, 0.1, *tile);
+        });
+    }
 }
