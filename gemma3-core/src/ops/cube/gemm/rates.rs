@@ -1,7 +1,8 @@
 //! How fast products are, to choose their tiles by; no test of anything else.
 //!
 //! `cargo test -p gemma3-core --features vulkan --lib rates -- --ignored --nocapture --test-threads 1`, or with `cuda`.
-//! `GEMMA3_RATES`, words with commas between them, leaves those lines away that lack one of them: `4b,q4_0,2048`.
+//! `GEMMA3_RATES`, words with commas between them, leaves those lines away that lack one of them, and has all matrices
+//! measured that have them all: `4b,q4_0,2048`, `down,bf16`.
 
 use std::time::Instant;
 
@@ -18,8 +19,8 @@ use crate::formats::TensorFormat;
 use crate::ops::cube::matvec::{Hardware, Input};
 use crate::ops::cube::testing::*;
 
-/// The best of several rounds, in seconds of one launch; the first compiles.
-fn seconds(client: &Client, launch: impl Fn()) -> f64 {
+/// The best of several rounds, and the first launch, which compiles: seconds of one launch.
+fn seconds(client: &Client, launch: impl Fn()) -> (f64, f64) {
     let round = |times: usize| {
         let begun = Instant::now();
         for _ in 0..times {
@@ -28,9 +29,9 @@ fn seconds(client: &Client, launch: impl Fn()) -> f64 {
         block_on(client.sync()).expect("the device works");
         begun.elapsed().as_secs_f64() / times as f64
     };
-    round(1);
+    let first = round(1);
     let times = (0.01 / round(2)).clamp(2.0, 200.0) as usize;
-    (0..5).map(|_| round(times)).fold(f64::INFINITY, f64::min)
+    ((0..5).map(|_| round(times)).fold(f64::INFINITY, f64::min), first)
 }
 
 fn is_wanted(line: &str) -> bool {
@@ -245,7 +246,7 @@ fn rates_of_matrices_of_cubes() {
             let (cubes, steps) = (132 * 4, 512);
             let x = upload(&client, &Random::new(1).floats(bytes / 4));
             let out = client.empty(cubes * m * n * 4);
-            let taken = seconds(&client, || {
+            let (taken, _) = seconds(&client, || {
                 // SAFETY: the lengths are those that the kernel computes its indices from.
                 unsafe {
                     cube_peak_kernel::launch_unchecked(
@@ -302,7 +303,7 @@ fn peak(client: &Client, n: usize, planes: usize, source: Source, cells: Cells) 
         Cells::Words => peak_kernel::launch_unchecked::<u32>,
         Cells::Eights | Cells::Fours => peak_kernel::launch_unchecked::<f16>,
     };
-    let taken = seconds(client, || {
+    let (taken, _) = seconds(client, || {
         // SAFETY: the lengths are more than the kernel reads, and as many as it has units.
         unsafe {
             launch(
@@ -363,16 +364,17 @@ fn print_rate(client: &Client, line: &str, plan: Plan, rows: usize, matrix: &Pac
     let x = input(client, from, rows, layout.cols);
     let out = Rows::f32(&client.empty(rows * layout.rows * 4));
     let scratch = client.empty(32 * rows.min(64) * layout.rows * 4);
-    let taken = seconds(client, || {
+    let (taken, first) = seconds(client, || {
         let output = if gated { Output::gated(&out) } else { Output::plain(&out) };
         launch(client, plan, &x, matrix, output, rows, Some(&scratch));
     });
     let flops = 2.0 * rows as f64 * layout.rows as f64 * layout.cols as f64;
     println!(
-        "{line}: {:.0} us, {:.1} TFLOP/s, {:.0} GB/s of weights",
+        "{line}: {:.0} us, {:.1} TFLOP/s, {:.0} GB/s of weights; compiled in {:.0} ms",
         taken * 1e6,
         flops / taken / 1e12,
-        layout.bytes() as f64 / taken / 1e9
+        layout.bytes() as f64 / taken / 1e9,
+        first * 1e3
     );
 }
 
@@ -404,8 +406,9 @@ fn rates_of_many_rows() {
     let processor = Processor::of(&client);
     for (shape, outputs, cols, gated) in SHAPES {
         for format in FORMATS {
-            // The others follow from these.
-            let is_first = shape.ends_with("gate_up") || format == TensorFormat::Q4_0;
+            // The largest in every format, and the largest of the others in one; more where they are asked for.
+            let is_large = shape.ends_with("gate_up") || shape.ends_with("down");
+            let is_first = shape == "4b gate_up" || (is_large && format == TensorFormat::Q4_0);
             let is_whole = cols.is_multiple_of(format.block_len());
             if !is_whole || !(is_first || std::env::var("GEMMA3_RATES").is_ok()) {
                 continue;
