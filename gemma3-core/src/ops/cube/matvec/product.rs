@@ -94,9 +94,20 @@ impl Product {
         if self.integers() { self.chunks() * self.batch } else { 1 }
     }
 
-    /// Scales of the integers in shared memory; at least one.
+    /// Scales of the integers in shared memory, and behind them, without plane operations, a number of each unit; at least
+    /// one.
     pub const fn staged_scales(&self) -> usize {
-        if self.integers() { self.chunks() / 4 * self.batch } else { 1 }
+        let groups = self.tiling.groups;
+        match self.integers() {
+            true if groups.plane_operations => self.scales(),
+            true => self.scales() + groups.cube_units(),
+            false => 1,
+        }
+    }
+
+    /// Scales of the integers.
+    pub const fn scales(&self) -> usize {
+        self.chunks() / 4 * self.batch
     }
 
     /// Whether each result is one sum, not four side by side: results then are many enough to hide the time
