@@ -341,8 +341,9 @@ fn input_quad(
     } else {
         let quads = comptime!(product.layout.cols / 4);
         let at = item * comptime!(product.quads()) + index;
-        // Where a row ends within an item, the weights beyond it are zeros.
-        let at = if comptime!(quads % product.quads() != 0) { min(at, comptime!(quads - 1)) } else { at };
+        // Items reach beyond the end of a row that is no whole 16 bytes; the weights there are zeros.
+        let whole = comptime!(product.items() * product.quads() == quads);
+        let at = if comptime!(whole) { at } else { min(at, comptime!(quads - 1)) };
         input[at + comptime!(m * quads)]
     }
 }
