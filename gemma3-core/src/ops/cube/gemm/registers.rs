@@ -352,16 +352,19 @@ fn multiply<F: Float>(
     let mut w = Array::<Four<F>>::new(comptime!(tile.unit_n));
     #[unroll]
     for j in 0..fours {
+        let mut of_rows = Array::<Four<F>>::new(4usize);
         #[unroll]
         for i in 0..4usize {
-            let of_row = weights[weights_at + comptime!((4 * j + i) * tile.units_n * quads)];
+            of_rows[i] = weights[weights_at + comptime!((4 * j + i) * tile.units_n * quads)];
+        }
+        #[unroll]
+        for k in 0..4usize {
+            let mut four = Four::<F>::empty();
             #[unroll]
-            for k in 0..4usize {
-                let mut four =
-                    if comptime!(i == 0) { Four::<F>::empty() } else { w[comptime!(k * fours + j)] };
-                four.insert(i, of_row.extract(k));
-                w[comptime!(k * fours + j)] = four;
+            for i in 0..4usize {
+                four.insert(i, of_rows[i].extract(k));
             }
+            w[comptime!(k * fours + j)] = four;
         }
     }
     #[unroll]

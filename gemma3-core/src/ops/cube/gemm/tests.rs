@@ -269,6 +269,25 @@ fn any_number_of_rows_is_multiplied() {
     }
 }
 
+#[test]
+fn in_exact_mode_a_row_does_not_depend_on_the_others() {
+    let Some(client) = client() else { return };
+    let (format, outputs, cols) = (TensorFormat::Q4_0, 70, 1056);
+    let mut random = Random::new(49);
+    let (matrix, _) = random_matrix(&client, format, outputs, cols, &mut random);
+    let processor = Processor::of(&client).with_precision(Precision::Exact);
+    let x = random.floats(140 * cols);
+    // As many rows as the smallest tile has, more of another, and more of the largest.
+    let alike = [9, 33, 140].map(|rows| {
+        let out = poisoned(&client, rows * outputs);
+        let x = written(&client, &x[..rows * cols], RowFormat::F32, rows, cols);
+        linear(&client, &processor, &x, &matrix, Output::plain(&Rows::f32(&out)), rows, None);
+        let bits: Vec<u32> = download(&client, &out)[..9 * outputs].iter().map(|x| x.to_bits()).collect();
+        bits
+    });
+    assert!(alike[0] == alike[1] && alike[0] == alike[2]);
+}
+
 fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
 }

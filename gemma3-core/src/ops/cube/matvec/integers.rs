@@ -38,7 +38,7 @@ pub(crate) fn put_octet(
     for i in 0..4usize {
         largest = f32::max(largest, f32::max(f32::abs(a.extract(i)), f32::abs(b.extract(i))));
     }
-    let largest = largest_of_block(largest, product);
+    let largest = largest_of_block(largest, scales, product);
     // Blocks of next to nothing become zeros.
     let inverse = select(largest > 1e-30f32, 127.0f32 / largest, 0.0f32);
     let chunks = comptime!(product.chunks());
@@ -74,24 +74,24 @@ pub(crate) fn put_octet(
     }
 }
 
-/// The largest of the four units of a block, which lie side by side.
+/// The largest of the four units of a block, which lie side by side. Without plane operations they meet behind the
+/// scales.
 #[cube]
-fn largest_of_block(largest: f32, #[comptime] product: Product) -> f32 {
+fn largest_of_block(largest: f32, scales: &mut [f32], #[comptime] product: Product) -> f32 {
     let groups = comptime!(product.tiling.groups);
     if comptime!(groups.plane_operations) {
         let pair = f32::max(largest, plane_shuffle_xor(largest, 1u32));
         f32::max(pair, plane_shuffle_xor(pair, 2u32))
     } else {
-        let mut all = Shared::<[f32]>::new_slice(comptime!(groups.cube_units()));
         let unit = UNIT_POS as usize;
-        sync_cube(); // The shared memory may serve another chunk's still.
-        all[unit] = largest;
+        sync_cube(); // They may serve another chunk still.
+        scales[comptime!(product.scales()) + unit] = largest;
         sync_cube();
-        let first = unit / CHUNKS_OF_BLOCK * CHUNKS_OF_BLOCK;
-        let mut highest = all[first];
+        let first = comptime!(product.scales()) + unit / CHUNKS_OF_BLOCK * CHUNKS_OF_BLOCK;
+        let mut highest = scales[first];
         #[unroll]
         for i in 1..CHUNKS_OF_BLOCK {
-            highest = f32::max(highest, all[first + i]);
+            highest = f32::max(highest, scales[first + i]);
         }
         highest
     }

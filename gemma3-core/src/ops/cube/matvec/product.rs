@@ -94,9 +94,20 @@ impl Product {
         if self.integers() { self.chunks() * self.batch } else { 1 }
     }
 
-    /// Scales of the integers in shared memory; at least one.
+    /// Scales of the integers in shared memory, and behind them, without plane operations, a number of each unit; at least
+    /// one.
     pub const fn staged_scales(&self) -> usize {
-        if self.integers() { self.chunks() / 4 * self.batch } else { 1 }
+        let groups = self.tiling.groups;
+        match self.integers() {
+            true if groups.plane_operations => self.scales(),
+            true => self.scales() + groups.cube_units(),
+            false => 1,
+        }
+    }
+
+    /// Scales of the integers.
+    pub const fn scales(&self) -> usize {
+        self.chunks() / 4 * self.batch
     }
 
     /// Whether each result is one sum, not four side by side: results then are many enough to hide the time
@@ -330,8 +341,9 @@ fn input_quad(
     } else {
         let quads = comptime!(product.layout.cols / 4);
         let at = item * comptime!(product.quads()) + index;
-        // Where a row ends within an item, the weights beyond it are zeros.
-        let at = if comptime!(quads % product.quads() != 0) { min(at, comptime!(quads - 1)) } else { at };
+        // Items reach beyond the end of a row that is no whole 16 bytes; the weights there are zeros.
+        let whole = comptime!(product.items() * product.quads() == quads);
+        let at = if comptime!(whole) { at } else { min(at, comptime!(quads - 1)) };
         input[at + comptime!(m * quads)]
     }
 }

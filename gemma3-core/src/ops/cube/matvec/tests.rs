@@ -409,3 +409,24 @@ fn every_choice_covers_its_row_and_keeps_to_its_registers() {
         }
     }
 }
+
+#[test]
+fn small_devices_have_room_for_the_input_and_the_sums_over_a_cube() {
+    let small = Hardware { shared_bytes: 16 << 10, plane_operations: false, ..H100 };
+    for format in TensorFormat::ALL {
+        for (cols, batch) in [(2560, 1), (6912, 1), (10240, 1), (21504, 1), (1280, 8)] {
+            let Ok(layout) = Layout::new(format, 4096, cols) else { continue };
+            for precision in [Precision::Exact, Precision::Fast] {
+                let tiling = Tiling::choose(&small, &layout, batch, 1, true, precision);
+                let product = Product { layout, batch, tiling };
+                let staged = 16 * product.staged_quads() + 8 * product.staged_octets();
+                // Up to three sums over the cube, each with a number of every unit.
+                let sums = 4 * (product.staged_scales() + 3 * tiling.groups.cube_units());
+                assert!(staged + sums <= small.shared_bytes, "{staged} + {sums} of {layout:?}, {tiling:?}");
+                // The hidden sizes of the 1B and the 4B are staged, and the intermediate ones as integers.
+                let integers = precision == Precision::Fast && layout.has_blocks();
+                assert!(tiling.staged || batch > 1 || cols > if integers { 10240 } else { 2560 });
+            }
+        }
+    }
+}

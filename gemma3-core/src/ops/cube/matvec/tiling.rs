@@ -62,6 +62,8 @@ pub struct Hardware {
 
 /// Units of a cube.
 const CUBE_UNITS: usize = 256;
+/// Bytes of shared memory that every device has.
+const SMALL_SHARED_BYTES: usize = 16 << 10;
 /// The fewest units of a group.
 const MIN_UNITS: usize = 4;
 /// Multiprocessors of a device that doesn't say.
@@ -112,10 +114,10 @@ impl Hardware {
         }
     }
 
-    /// Bytes of the input that a cube stages at most: half of its shared memory, so that two cubes fit; where there is
-    /// little, all but what sums over the cube take.
+    /// Bytes of the input that a cube stages at most: half of its shared memory, so that two cubes fit; of 16 KiB, which
+    /// every device has, all but a number of each unit for three sums over the cube and for the largest of a block.
     fn staged_bytes(&self) -> usize {
-        (self.shared_bytes / 2).max(13 << 10)
+        (self.shared_bytes / 2).max(SMALL_SHARED_BYTES - 4 * CUBE_UNITS * size_of::<f32>() - 512)
     }
 
     /// Processors that cubes are spread over, about.
