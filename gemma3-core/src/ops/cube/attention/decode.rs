@@ -73,13 +73,16 @@ pub struct DecodeInputs<'a> {
     pub eps: f32,
 }
 
+/// The fewest units of a group.
+const GROUP_UNITS: usize = 32;
 /// Positions beyond are taken for this one: sums of positions have to stay numbers.
 const LAST_POSITION: u32 = 0x00ff_ffff;
 
 impl DecodeAttention {
     /// Attention divided for a device.
     pub fn choose(hardware: &Hardware, cache: CacheLayout, heads: usize, window: Option<usize>) -> Self {
-        let groups = hardware.groups(1);
+        // Many groups of a few units would leave more results than there is shared memory.
+        let groups = hardware.groups((GROUP_UNITS / hardware.lanes).max(1));
         let seen = window.map_or(cache.slots, |window| window.min(cache.slots));
         let keys_at_once = if hardware.plane_operations { 4 } else { 2 };
         // A cube for each multiprocessor, as far as each has a turn's keys; few sequences of long contexts need

@@ -232,6 +232,41 @@ fn a_token_joins_the_cache_and_attends_to_the_positions_it_sees() {
 }
 
 #[test]
+fn a_step_needs_no_more_shared_memory_than_there_is_everywhere() {
+    const EVERYWHERE: usize = 16 << 10;
+    for lanes in [4, 8, 16, 32, 64, 128] {
+        for plane_operations in [true, false] {
+            for (kv_heads, heads, head_dim) in
+                [(1, 4, 256), (4, 8, 256), (8, 16, 256), (16, 32, 128), (1, 8, 256)]
+            {
+                let hardware = Hardware {
+                    lanes,
+                    plane_operations,
+                    shared_bytes: EVERYWHERE,
+                    units: 64 * 1024,
+                    max_cubes: 65_535,
+                    integer_dots: false,
+                    native_halves: false,
+                };
+                let cache =
+                    CacheLayout { sequences: 1, kv_heads, slots: 4096, head_dim, format: CacheFormat::F16 };
+                let attention = DecodeAttention::choose(&hardware, cache, heads, None);
+                let DecodeAttention { groups, heads_at_once, .. } = attention;
+                let queries = heads / kv_heads;
+                let held = (queries + 2).max(groups.groups * heads_at_once) * head_dim;
+                // Largest scores and sums of every group; sums over planes, or over units where planes don't sum.
+                let scratch = match plane_operations {
+                    true => groups.planes * groups.groups * attention.keys_at_once * queries,
+                    false => groups.cube_units(),
+                };
+                let bytes = (held + 2 * groups.groups * queries + scratch) * size_of::<f32>();
+                assert!(bytes <= EVERYWHERE, "{bytes} of {attention:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn positions_beyond_all_reason_stay_within_the_buffers() {
     let Some(client) = client() else { return };
     let cache = CacheLayout { sequences: 2, kv_heads: 1, slots: 12, head_dim: 32, format: CacheFormat::F32 };

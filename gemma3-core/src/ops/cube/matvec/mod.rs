@@ -16,7 +16,7 @@ pub use tiling::{Hardware, Tiling};
 #[cfg(test)]
 use tiling::Activations;
 #[cfg(test)]
-pub(crate) use tiling::PLANES;
+pub(crate) use tiling::{PLANES, WITHOUT_PLANES};
 
 use cubecl::client::Client;
 use cubecl::prelude::*;

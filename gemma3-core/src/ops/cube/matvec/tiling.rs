@@ -64,6 +64,8 @@ pub struct Hardware {
 const CUBE_UNITS: usize = 256;
 /// Bytes of shared memory that every device has.
 const SMALL_SHARED_BYTES: usize = 16 << 10;
+/// Units that stand for a plane where planes have no operations, or differ in their units.
+const ROW_UNITS: usize = 32;
 /// The fewest units of a group.
 const MIN_UNITS: usize = 4;
 /// Multiprocessors of a device that doesn't say.
@@ -84,6 +86,8 @@ pub(crate) const MIN_NARROW_BATCH: usize = 4;
 std::thread_local! {
     /// Planes with operations that tests say the device has, whatever it has: units of one.
     pub(crate) static PLANES: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
+    /// Units that tests have stand for a plane where there are no operations, and bytes of shared memory.
+    pub(crate) static WITHOUT_PLANES: std::cell::Cell<Option<[usize; 2]>> = const { std::cell::Cell::new(None) };
 }
 
 impl Hardware {
@@ -95,12 +99,18 @@ impl Hardware {
             client.features().plane.contains(Plane::Ops) && min == max && max.is_power_of_two();
         #[cfg(test)]
         let (max, plane_operations) = PLANES.get().map_or((max, plane_operations), |planes| (planes, true));
+        let (row_units, shared_bytes) = (ROW_UNITS, hardware.max_shared_memory_size);
+        #[cfg(test)]
+        let (plane_operations, row_units, shared_bytes) = match WITHOUT_PLANES.get() {
+            Some([units, bytes]) => (false, units, bytes.min(shared_bytes)),
+            None => (plane_operations, row_units, shared_bytes),
+        };
         let multiprocessors =
             hardware.num_streaming_multiprocessors.map_or(DEFAULT_MULTIPROCESSORS, |n| n as usize);
         Self {
-            lanes: if plane_operations { max } else { 32 },
+            lanes: if plane_operations { max } else { row_units },
             plane_operations,
-            shared_bytes: hardware.max_shared_memory_size,
+            shared_bytes,
             units: multiprocessors * UNITS_OF_MULTIPROCESSOR,
             max_cubes: hardware.max_cube_count.0 as usize,
             integer_dots: [CUDA, SPIRV].contains(&client.name()),

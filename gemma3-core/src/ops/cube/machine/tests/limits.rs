@@ -4,6 +4,7 @@ use super::*;
 use crate::checkpoint::TensorView;
 use crate::formats::TensorFormat;
 use crate::ops::cube::limits::{DeviceLimits, FORCED};
+use crate::ops::cube::matvec::WITHOUT_PLANES;
 use crate::ops::cube::testing::file_bytes;
 use crate::ops::image::{Ending, ImageMachine, Numbers};
 
@@ -99,6 +100,72 @@ fn a_device_of_small_buffers_computes_the_same() {
     let mut entrants = [Entrant { input: Input::Ids(&long), position: 0, cache: &mut cache, wanted }];
     let error = small.run(&mut entrants, &mut parts).expect_err("too many rows").to_string();
     assert!(error.contains("17408 bytes") && error.contains("16384"), "{error}");
+}
+
+#[test]
+fn a_device_of_other_planes_and_little_shared_memory_computes_the_same() {
+    let Some(whole) = cube(Precision::Exact) else { return };
+    let text = ids(57, 24);
+    let expected = by_chunks(&whole, &mut Tiny::new(&whole), &text);
+    for planes in [[8, 16 << 10], [16, 32 << 10], [64, 16 << 10], [128, 32 << 10]] {
+        WITHOUT_PLANES.set(Some(planes));
+        let other = cube(Precision::Exact).expect("as before");
+        let mut model = Tiny::new(&other);
+        let chunks = by_chunks(&other, &mut model, &text);
+        let mut caches = [(); 3].map(|()| cache(&other, 64));
+        let steps = (0..6).flat_map(|at| {
+            let mut some: Vec<_> = caches.iter_mut().collect();
+            // The first steps alone.
+            let count = if at < 3 { 1 } else { 3 };
+            if at == 3 {
+                for cache in &mut some[1..] {
+                    append(&other, &mut model, cache, 0, &text[..3]);
+                }
+            }
+            step(&other, &mut model, &mut some[..count], &[&text[..]; 3][..count], &[at; 3][..count])
+                .into_iter()
+                .map(move |logits| (at, logits))
+                .collect::<Vec<_>>()
+        });
+        let steps: Vec<_> = steps.collect();
+        WITHOUT_PLANES.set(None);
+        for (position, logits) in chunks.iter().enumerate() {
+            assert_alike(logits, &expected[position], &format!("{planes:?}, position {position}"));
+        }
+        for (position, logits) in steps {
+            assert_alike(&logits, &expected[position], &format!("{planes:?}, a step at {position}"));
+        }
+    }
+}
+
+#[test]
+fn tokens_are_chosen_alike_with_other_planes() {
+    let Some(whole) = cube(Precision::Exact) else { return };
+    let text = ids(58, 6);
+    let chosen = |cube: &Cube| {
+        let mut model = Tiny::new(cube);
+        let (options, history) =
+            (SamplingOptions { seed: Some(3), ..SamplingOptions::default() }, TokenHistory::default());
+        let choice = Choice { options: &options, history: &history, suppressed: &[], seed: 3, sequence: 0 };
+        let mut cache = cache(cube, 64);
+        append(cube, &mut model, &mut cache, 0, &text[..5]);
+        let mut tokens = Vec::new();
+        for sent in 0..8 {
+            let input = if sent == 0 { Input::Ids(&text[5..]) } else { Input::Chosen };
+            let wanted = Wanted::Token(&choice);
+            let mut entrants = [Entrant { input, position: 5 + sent, cache: &mut cache, wanted }];
+            let outcomes = cube.run(&mut entrants, &mut model).expect("enqueued").wait().expect("computed");
+            tokens.push(outcomes[0].token.clone().expect("asked for").expect("a token"));
+        }
+        tokens
+    };
+    let expected = chosen(&whole);
+    for planes in [[8, 16 << 10], [16, 32 << 10], [64, 16 << 10]] {
+        WITHOUT_PLANES.set(Some(planes));
+        let found = cube(Precision::Exact).map(|other| chosen(&other));
+        WITHOUT_PLANES.set(None);
+        assert_eq!(found.as_ref(), Some(&expected), "{planes:?}");
+    }
 }
 
 #[test]

@@ -94,8 +94,15 @@ pub(super) fn stage_queries<V: Size>(
 /// Four halves; what lies beyond them becomes infinite, whichever way a device rounds.
 #[cube]
 fn halves(quad: Quad) -> Vector<f16, Const<4>> {
-    let beyond = quad - clamp(quad, Quad::new(-65504.0f32), Quad::new(65504.0f32));
-    Vector::<f16, Const<4>>::cast_from(quad + beyond * Quad::new(1e30f32) * Quad::new(1e30f32))
+    let mut bounded = quad;
+    #[unroll]
+    for i in 0..4usize {
+        let number = quad.extract(i);
+        // Not a product with what is zero for all others: a compiler may multiply the factors first.
+        let infinite = number * 1e30f32 * 1e30f32;
+        bounded.insert(i, select(f32::abs(number) > 65504.0f32, infinite, number));
+    }
+    Vector::<f16, Const<4>>::cast_from(bounded)
 }
 
 /// Vector `part` of eight halves.
