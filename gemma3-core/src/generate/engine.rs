@@ -2,6 +2,7 @@
 
 use std::borrow::BorrowMut;
 use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use super::slot::{Need, Slot, Token};
 use super::{ContinueOptions, FinishReason, GenerateError, Session};
@@ -10,9 +11,12 @@ use crate::model::{EmbeddedSpan, ForwardError, Logits, Model, Trace};
 use crate::ops::machine::{Choice, Outcome, Wanted};
 use crate::run::{Receipt, Row};
 
-/// Passes that are sent before the tokens of the first are read: while the host reads and decides, the device has
-/// something to do.
-const AHEAD: usize = 2;
+/// Passes that are sent before the tokens of the first are read, at least and at most: while the host reads and decides,
+/// the device has something to do.
+const AHEAD: [usize; 2] = [2, 6];
+/// The time for which a device has to have something to do while sequences come and go: to launch a pass of prompts, which
+/// is recorded nowhere, takes the host a few milliseconds.
+const LEAD: Duration = Duration::from_millis(3);
 /// Tokens of prompts up to which several are computed in one pass: such lengths are compiled in a warm-up.
 const TOGETHER: usize = 64;
 
@@ -63,6 +67,33 @@ pub struct Engine<S: BorrowMut<Session> = Session> {
     members: Vec<SlotId>,
     /// Whether the device chooses their tokens.
     on_device: bool,
+    pace: Pace,
+}
+
+/// How long passes take.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When the last one had come.
+    last: Option<Instant>,
+    /// Between the last two.
+    interval: Option<Duration>,
+}
+
+impl Pace {
+    /// A pass has brought what it had to.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        self.interval = self.last.map(|last| now - last);
+        self.last = Some(now);
+    }
+
+    /// Passes that take as long as [`LEAD`], and the one that is read.
+    fn ahead(&self) -> usize {
+        let interval = self.interval.unwrap_or(LEAD).as_secs_f64();
+        let [least, most] = AHEAD;
+        // A device that needs no time at all needs no more than the most.
+        ((LEAD.as_secs_f64() / interval).ceil().min(most as f64) as usize + 1).clamp(least, most)
+    }
 }
 
 /// A sequence of an engine.
@@ -124,6 +155,7 @@ impl<S: BorrowMut<Session>> Engine<S> {
             under_way: VecDeque::new(),
             members: Vec::new(),
             on_device: false,
+            pace: Pace::default(),
         }
     }
 
@@ -269,7 +301,12 @@ impl<S: BorrowMut<Session>> Engine<S> {
                 self.send(&prompts, &[])?;
             }
         }
-        let enough = if has_sent && self.on_device { AHEAD } else { 1 };
+        let enough = match has_sent && self.on_device {
+            // One that is alone has none to wait for.
+            true if self.members.len() > 1 => self.pace.ahead(),
+            true => AHEAD[0],
+            false => 1,
+        };
         if self.under_way.len() >= enough
             && let Some(sent) = self.under_way.pop_front()
         {
@@ -399,6 +436,7 @@ impl<S: BorrowMut<Session>> Engine<S> {
     /// Waits for a pass and hands out what it brought.
     fn receive(&mut self, sent: Sent, events: &mut Vec<Event>) -> Result<(), GenerateError> {
         let outcomes = sent.receipt.wait()?;
+        self.pace.tick();
         for ((id, part), Outcome { mut logits, token }) in sent.rows.into_iter().zip(outcomes) {
             // Of sequences that ended meanwhile nothing is wanted any more.
             let Some(slot) = self.slots.get_mut(&id).filter(|slot| !slot.has_ended()) else { continue };

@@ -13,6 +13,7 @@ use crate::ops::cube::attention::{
     prefill_attention,
 };
 use crate::ops::cube::commands::part;
+use crate::ops::cube::commands::part as part_of;
 use crate::ops::cube::copy::{Rectangle, copy_rectangle};
 use crate::ops::cube::gemm::{RowFormat, Rows as Operands};
 use crate::ops::cube::limits::product_flops;
@@ -177,7 +178,8 @@ impl Cube {
         }
     }
 
-    /// Several sequences: the rows of each are taken out for the time.
+    /// Several sequences: the rows of each are a part of the buffers, or are taken out for the time where none can begin
+    /// there.
     fn attend_apart(
         &self,
         x: &Stream<'_>,
@@ -187,13 +189,24 @@ impl Cube {
         let (client, buffers) = (self.commands.client(), x.buffers);
         let (qkv_width, width) = ((heads.query_width() + 2 * heads.key_width()) / 4, heads.query_width() / 4);
         for chunk in chunks {
+            let path = self.prefill_path(layer(&chunk.layers, heads)?, heads);
+            let of_rows = |buffer: &Handle, width: usize| {
+                let bytes = |rows: usize| rows * width * 4 * size_of::<f32>();
+                let is_aligned =
+                    (bytes(chunk.first_row) as u64).is_multiple_of(self.commands.limits().alignment);
+                is_aligned.then(|| part_of(buffer, bytes(chunk.first_row), bytes(chunk.rows)))
+            };
+            let parts = of_rows(&buffers.qkv, qkv_width).zip(of_rows(&buffers.queries, width));
+            if let Some(((qkv, queries), out)) = parts.zip(of_rows(&buffers.attended, width)) {
+                self.attend_rows(chunk, heads, [&qkv, &queries], &Operands::f32(&out), path)?;
+                continue;
+            }
             let empty = |quads: usize| client.empty(chunk.rows * quads * 4 * size_of::<f32>());
             let [qkv, queries, out] = [empty(qkv_width), empty(width), empty(width)];
             let (row, rows) = (chunk.first_row, chunk.rows);
             let place = |buffer, width| Rectangle { buffer, width, row, column: 0 };
             let own = |buffer, width| Rectangle { buffer, width, row: 0, column: 0 };
             copy_rectangle(client, place(&buffers.qkv, qkv_width), own(&qkv, qkv_width), rows, qkv_width);
-            let path = self.prefill_path(layer(&chunk.layers, heads)?, heads);
             self.attend_rows(chunk, heads, [&qkv, &queries], &Operands::f32(&out), path)?;
             copy_rectangle(client, own(&out, width), place(&buffers.attended, width), rows, width);
         }
