@@ -26,7 +26,7 @@ pub struct Limits {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Gemm {
     pub tflop_s: f64,
-    /// What is multiplied: `bf16`, on tensor cores, or `f32`.
+    /// What is multiplied: `bf16` or `f16`, on tensor cores, or `f32`.
     pub numbers: String,
 }
 

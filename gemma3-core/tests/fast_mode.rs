@@ -3,8 +3,8 @@
 //! Transformers in bf16, where every operation rounds, differs from itself in f32 by up to 0.41 of a logit and by 0.055
 //! in the mean on these checkpoints (the README of the goldens; logits have a standard deviation of 2). Fast mode rounds
 //! less: the factors of some products and the cache, never the residual stream. So it has to stay within that, whatever
-//! it uses: tensor cores in bf16 for prompts and batches, 8-bit activations for block formats, a cache of f16. A single
-//! step of bf16 weights has f32 activations: only its cache is rounded, to 11 bits.
+//! it uses: tensor cores in bf16 or f16 for prompts and batches, 8-bit activations for block formats, a cache of f16. A
+//! single step of bf16 weights has f32 activations: only its cache is rounded, to 11 bits.
 
 mod common;
 

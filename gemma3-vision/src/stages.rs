@@ -20,7 +20,7 @@ pub enum Stage {
     PostLayernorm,
     /// After average pooling, \[soft tokens, hidden\].
     Pooled,
-    /// After the norm of the projector, \[soft tokens, hidden\]: as products read it, so in bf16 where
+    /// After the norm of the projector, \[soft tokens, hidden\]: as products read it, so in bf16 or f16 where
     /// [`Precision::Fast`](gemma3_core::ops::Precision::Fast) has tensor cores.
     Normed,
     /// The soft tokens, \[soft tokens, hidden of the decoder\].

@@ -10,8 +10,9 @@ pub enum Precision {
     /// with a scale for every 32 of a row, as llama.cpp does (those of prompts to 14 bits with Q8_0 and
     /// Q6_K): about 0.5% of a product's size. With bf16 weights and many rows they are rounded to bf16 on
     /// processors that multiply bf16 faster than f32 (Zen 4). On CUDA activations are rounded to 8 bits in blocks of
-    /// 32 where a single token meets block formats, and to bf16 where many rows meet tensor cores. Elsewhere
-    /// products are those of [`Precision::Exact`].
+    /// 32 where a single token meets block formats, and to bf16 where many rows meet tensor cores; on Vulkan to
+    /// f16, scaled row by row, where many rows meet cooperative matrices. Elsewhere products are those of
+    /// [`Precision::Exact`].
     #[default]
     Fast,
 }

@@ -139,12 +139,6 @@ impl Job {
         self.item_words() * self.layout.weights_per_word()
     }
 
-    /// Halves that are written to shared memory at once: 16 bytes where the device has such vectors and items are of so
-    /// many, 8 bytes otherwise.
-    pub const fn halves_at_once(&self, max_vector: usize) -> usize {
-        if max_vector >= 8 && self.item_weights() >= 8 { 8 } else { 4 }
-    }
-
     /// Items of packed weights in a row of a tile.
     pub const fn tile_items(&self) -> usize {
         self.tile.depth / self.item_weights()

@@ -45,7 +45,7 @@ use half::f16;
 
 use crate::formats::TensorFormat;
 use crate::ops::cube::packed::{Layout, PackedMatrix};
-use cooperative::cooperative_kernel;
+use cooperative::{Cells, cooperative_kernel};
 use epilogue::{Finish, Job};
 use parts::{UNITS, parts_kernel, register_parts_kernel};
 use registers::{RegisterJob, registers_kernel};
@@ -300,6 +300,10 @@ fn launch_register_tiles(
         Numbers::F32 => registers_kernel::launch_unchecked::<f32>,
         Numbers::F16 => registers_kernel::launch_unchecked::<f16>,
     };
+    let mut factor = matrix.stored_power.recip();
+    if layout.format == TensorFormat::F16 {
+        factor *= matrix.power.recip();
+    }
     // SAFETY: the lengths bound every index of the kernel; the cubes along the third axis are the parts.
     unsafe {
         launch(
@@ -316,8 +320,8 @@ fn launch_register_tiles(
             out,
             rows as u32,
             added_rows,
-            matrix.power,
-            matrix.power.recip(),
+            matrix.stored_power,
+            factor,
             job,
         );
     }
@@ -425,17 +429,20 @@ fn launch_tiles(
         Engine::Planes => 4, // not used
         Engine::Warpgroups => tile.sums().next_power_of_two(),
         Engine::Cooperative => {
-            // Halves are multiplied as they are.
-            let power = if layout.format == TensorFormat::F16 { 1.0 } else { matrix.power };
+            let cells = Cells::choose(client, &job);
+            let launch = match cells {
+                Cells::Words => cooperative_kernel::launch_unchecked::<u32>,
+                Cells::Eights | Cells::Fours => cooperative_kernel::launch_unchecked::<f16>,
+            };
             // SAFETY: the lengths bound every index of the kernel; in shared memory it stays within the stages of tiles
             // and the planes' places.
             unsafe {
-                cooperative_kernel::launch_unchecked(
+                launch(
                     client,
                     count,
                     dim,
+                    cells.vector_size(),
                     job.item_words(),
-                    job.halves_at_once(client.properties().hardware.max_vector_size),
                     job.element_words(),
                     x,
                     quants,
@@ -445,8 +452,9 @@ fn launch_tiles(
                     out,
                     rows as u32,
                     added_rows,
-                    power,
-                    power.recip(),
+                    matrix.power,
+                    matrix.power.recip(),
+                    cells,
                     job,
                 );
             }

@@ -42,6 +42,9 @@ pub struct Processor {
 const SMALL: usize = 64;
 /// Multiprocessors of a device that doesn't say.
 const DEFAULT_MULTIPROCESSORS: usize = 64;
+/// The same of one with cooperative matrices, as the largest have: a small one loses little time by parts that it need not
+/// have divided, a large one most of its time where too few cubes share the work.
+const COOPERATIVE_MULTIPROCESSORS: usize = 128;
 
 impl Processor {
     /// Reads the properties of a client's device.
@@ -58,12 +61,16 @@ impl Processor {
             (true, false) => Some(Engine::Planes),
             (false, _) => has_cooperative(client).then_some(Engine::Cooperative),
         };
+        let default = match engine {
+            Some(Engine::Cooperative) => COOPERATIVE_MULTIPROCESSORS,
+            _ => DEFAULT_MULTIPROCESSORS,
+        };
         let multiprocessors = properties.hardware.num_streaming_multiprocessors;
         Self {
             engine,
             plane_units: properties.hardware.plane_size_max as usize,
             shared_bytes: properties.hardware.max_shared_memory_size,
-            multiprocessors: multiprocessors.map_or(DEFAULT_MULTIPROCESSORS, |count| count as usize),
+            multiprocessors: multiprocessors.map_or(default, |count| count as usize),
             divided: true,
             halves: engine.is_none() && multiplies_halves(client),
         }
@@ -104,37 +111,77 @@ impl Processor {
     }
 
     fn tile(&self, engine: Engine, layout: &Layout, rows: usize, gated: bool) -> Tile {
-        if engine == Engine::Cooperative {
-            return self.cooperative(layout, rows);
-        }
-        if rows <= SMALL {
-            let m = rows.next_multiple_of(16).next_power_of_two();
-            return self.filled(Tile::planes(m, 64, 1, 4, 4), layout, rows, 2);
-        }
         match engine {
+            Engine::Cooperative => self.cooperative(layout, rows, gated),
+            Engine::Planes | Engine::Warpgroups if rows <= SMALL => {
+                let m = rows.next_multiple_of(16).next_power_of_two();
+                self.filled(Tile::planes(m, 64, 1, 4, 4), layout, rows, 2)
+            }
             Engine::Planes => self.filled(Tile::planes(128, 128, 2, 4, 3), layout, rows, 1),
-            Engine::Warpgroups | Engine::Cooperative => self.warpgroups(layout, rows, gated),
+            Engine::Warpgroups => self.warpgroups(layout, rows, gated),
         }
     }
 
-    /// The largest tile of cooperative matrices that fits the device and is no larger than the product.
-    fn cooperative(&self, layout: &Layout, rows: usize) -> Tile {
+    /// Of few rows, the largest tile of cooperative matrices that fits the device and is no larger than the product; of
+    /// many, the one that takes the fewest cycles by [`cooperative_cycles`](Self::cooperative_cycles), the same up to
+    /// the next power of two: so a warm-up can name all kernels, whose compilation takes long there.
+    fn cooperative(&self, layout: &Layout, rows: usize, gated: bool) -> Tile {
+        let fits = |tile: &Tile| tile.shared_bytes() <= self.shared_bytes;
+        if rows <= SMALL {
+            let tiles = [
+                Tile::cooperative([64, 128, 32], [1, 4], 2),
+                Tile::cooperative([64, 64, 32], [2, 2], 2),
+                Tile::cooperative([32, 128, 64], [1, 4], 2),
+                Tile::cooperative([32, 128, 32], [1, 4], 2),
+                Tile::cooperative([16, 128, 64], [1, 4], 2),
+                Tile::cooperative([16, 128, 32], [1, 4], 2),
+            ];
+            let mut tiles = tiles.map(|tile| self.of_planes(tile)).into_iter();
+            let tile = tiles.find(|tile| fits(tile) && (tile.m < 2 * rows || tile.m == SIDE));
+            return self.filled(tile.unwrap_or(self.of_planes(SMALLEST)), layout, rows, 2);
+        }
         let tiles = [
             Tile::cooperative([128, 128, 32], [2, 2], 2),
             Tile::cooperative([128, 128, 32], [2, 2], 1),
-            Tile::cooperative([64, 128, 32], [1, 4], 2),
+            Tile::cooperative([128, 64, 32], [2, 2], 2),
             Tile::cooperative([64, 64, 32], [2, 2], 2),
-            Tile::cooperative([32, 128, 64], [1, 4], 2),
-            Tile::cooperative([32, 128, 32], [1, 4], 2),
-            Tile::cooperative([16, 128, 64], [1, 4], 2),
-            Tile::cooperative([16, 128, 32], [1, 4], 2),
-            SMALLEST,
         ];
-        let fits =
-            |tile: &Tile| tile.shared_bytes() <= self.shared_bytes && (tile.m < 2 * rows || tile.m == SIDE);
-        let tile = tiles.map(|tile| self.of_planes(tile)).into_iter().find(fits).unwrap_or(SMALLEST);
-        let each = if rows <= SMALL { 2 } else { 1 };
-        self.filled(self.of_planes(tile), layout, rows, each)
+        let rows = rows.next_power_of_two();
+        let mut best = (u64::MAX, self.of_planes(SMALLEST));
+        for tile in tiles.map(|tile| self.of_planes(tile)).into_iter().filter(fits) {
+            for splits in (1..=8).take_while(|splits| *splits == 1 || layout.cols >= 512 * splits) {
+                let tile = tile.split(splits, layout);
+                let cycles = self.cooperative_cycles(&tile, layout, rows, gated);
+                if cycles < best.0 {
+                    best = (cycles, tile);
+                }
+            }
+        }
+        best.1
+    }
+
+    /// About how long a product of cooperative matrices takes: tiles one after the other on each multiprocessor, and
+    /// adding up the parts.
+    fn cooperative_cycles(&self, tile: &Tile, layout: &Layout, rows: usize, gated: bool) -> u64 {
+        let rounds = (self.cubes(tile, layout, rows) * tile.splits).div_ceil(self.multiprocessors);
+        let steps = layout.cols.div_ceil(tile.depth * tile.splits);
+        // Planes read what they multiply, and write a tile once, at 128 bytes a cycle.
+        let read = tile.plane_count() * (tile.m / tile.planes_m + tile.n / tile.planes_n);
+        let moved = (read + tile.m + tile.n) * tile.depth * 2 / 128;
+        let multiplied = tile.m * tile.n * tile.depth / 1270;
+        // All planes wait for each other: once a step with two stages, twice with one.
+        let waited = 300 / tile.stages;
+        let cubes = rounds * steps * (moved.max(multiplied) + waited);
+        (cubes + Self::adding_cycles(tile, layout, rows, gated)) as u64
+    }
+
+    /// About how long it takes to write outputs, and to add up parts before: at about 1,500 bytes a cycle, parts by a
+    /// launch of its own.
+    fn adding_cycles(tile: &Tile, layout: &Layout, rows: usize, gated: bool) -> usize {
+        let parts = if tile.splits > 1 { rows * layout.rows * 2 * tile.splits * 4 / 1500 + 5000 } else { 0 };
+        // The gate and its up projection are outputs of half the width.
+        let outputs = if gated { rows * layout.rows / 2 } else { rows * layout.rows };
+        parts + outputs * 2 / 1500
     }
 
     /// The same with planes of the device's size.
@@ -172,16 +219,7 @@ impl Processor {
         // wait for shared memory. Between tiles all wait for each other.
         let step = (4 * tile.n).max(400) + 100;
         let cubes = rounds * (depth * step + 2500);
-        let parts = if tile.splits > 1 {
-            // Parts are written and read at about 1,500 bytes a cycle, by a launch of its own.
-            let words = rows * layout.rows * 2 * tile.splits;
-            words * 4 / 1500 + 5000
-        } else {
-            0
-        };
-        // The gate and its up projection are outputs of half the width.
-        let outputs = if gated { rows * layout.rows / 2 } else { rows * layout.rows };
-        (cubes + parts + outputs * 2 / 1500) as u64
+        (cubes + Self::adding_cycles(tile, layout, rows, gated)) as u64
     }
 
     fn cubes(&self, tile: &Tile, layout: &Layout, rows: usize) -> usize {

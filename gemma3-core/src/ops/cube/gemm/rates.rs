@@ -1,14 +1,17 @@
 //! How fast products are, to choose their tiles by; no test of anything else.
 //!
 //! `cargo test -p gemma3-core --features vulkan --lib rates -- --ignored --nocapture --test-threads 1`, or with `cuda`.
-//! `GEMMA3_RATES`, words with commas between them, leaves those lines away that lack one of them: `4b,q4_0,2048`.
+//! `GEMMA3_RATES`, words with commas between them, leaves those lines away that lack one of them, and has all matrices
+//! measured that have them all: `4b,q4_0,2048`, `down,bf16`.
 
 use std::time::Instant;
 
 use cubecl::cmma;
 use cubecl::future::block_on;
+use cubecl::ir::{ElemType, FloatKind};
 use half::f16;
 
+use super::cooperative::loaded;
 use super::plan::has_cooperative;
 use super::tile::SIDE;
 use super::*;
@@ -16,8 +19,8 @@ use crate::formats::TensorFormat;
 use crate::ops::cube::matvec::{Hardware, Input};
 use crate::ops::cube::testing::*;
 
-/// The best of several rounds, in seconds of one launch; the first compiles.
-fn seconds(client: &Client, launch: impl Fn()) -> f64 {
+/// The best of several rounds, and the first launch, which compiles: seconds of one launch.
+fn seconds(client: &Client, launch: impl Fn()) -> (f64, f64) {
     let round = |times: usize| {
         let begun = Instant::now();
         for _ in 0..times {
@@ -26,9 +29,9 @@ fn seconds(client: &Client, launch: impl Fn()) -> f64 {
         block_on(client.sync()).expect("the device works");
         begun.elapsed().as_secs_f64() / times as f64
     };
-    round(1);
+    let first = round(1);
     let times = (0.01 / round(2)).clamp(2.0, 200.0) as usize;
-    (0..5).map(|_| round(times)).fold(f64::INFINITY, f64::min)
+    ((0..5).map(|_| round(times)).fold(f64::INFINITY, f64::min), first)
 }
 
 fn is_wanted(line: &str) -> bool {
@@ -57,22 +60,22 @@ enum Source {
 
 /// `steps` times the product of 64 rows and 16 `n` columns of a plane, 16 deep.
 #[cube(launch_unchecked)]
-fn peak_kernel<V: Size>(
-    x: &[Vector<f16, V>],
+fn peak_kernel<W: Numeric, V: Size>(
+    x: &[Vector<W, V>],
     out: &mut [f32],
     steps: u32,
     #[comptime] n: usize,
     #[comptime] planes: usize,
     #[comptime] source: Source,
+    #[comptime] cells: Cells,
 ) {
-    let width = V::value();
     let row_halves = comptime!(match source {
         Source::Registers => 24,
         Source::Shared(halves) => halves,
     });
-    let row = comptime!(row_halves / width);
+    let row = comptime!(cells.of(row_halves));
     let rows = comptime!(64 + SIDE * n);
-    let mut tile = Shared::<[Vector<f16, V>]>::new_aligned_slice(comptime!(rows * row), 32usize);
+    let mut tile = Shared::<[Vector<W, V>]>::new_aligned_slice(comptime!(rows * row), 32usize);
     let mut at = UNIT_POS as usize;
     while at < comptime!(rows * row) {
         tile[at] = x[at];
@@ -92,15 +95,15 @@ fn peak_kernel<V: Size>(
         ));
     }
     if comptime!(matches!(source, Source::Registers)) {
-        let (a, b) = operands::<V>(&tile, 0usize, n, row_halves);
+        let (a, b) = operands::<W, V>(&tile, 0usize, n, row_halves, cells);
         for _ in 0..steps {
             products(&a, &b, &sums, n);
         }
     } else {
         for step in 0..steps {
             // The address has to change, or else they are loaded once.
-            let column = step as usize % comptime!((row_halves - 8) / SIDE) * comptime!(SIDE / width);
-            let (a, b) = operands::<V>(&tile, column, n, row_halves);
+            let column = step as usize % comptime!((row_halves - 8) / SIDE) * comptime!(cells.of(SIDE));
+            let (a, b) = operands::<W, V>(&tile, column, n, row_halves, cells);
             products(&a, &b, &sums, n);
         }
     }
@@ -123,46 +126,25 @@ fn peak_kernel<V: Size>(
 }
 
 #[cube]
-fn operands<V: Size>(
-    tile: &[Vector<f16, V>],
+fn operands<W: Numeric, V: Size>(
+    tile: &[Vector<W, V>],
     column: usize,
     #[comptime] n: usize,
     #[comptime] row_halves: usize,
+    #[comptime] cells: Cells,
 ) -> (Sequence<cmma::Matrix<f16>>, Sequence<cmma::Matrix<f16>>) {
-    let width = V::value();
+    let stride = comptime!(cells.stride(row_halves));
     let mut a = Sequence::<cmma::Matrix<f16>>::new();
     let mut b = Sequence::<cmma::Matrix<f16>>::new();
     #[unroll]
     for i in 0..4usize {
-        let at = column + comptime!(i * SIDE * row_halves / width);
-        // SAFETY: it is loaded before it is used.
-        let mut matrix = unsafe {
-            cmma::Matrix::<f16>::uninitialized(
-                cmma::MatrixIdent::A,
-                SIDE,
-                SIDE,
-                SIDE,
-                cmma::MatrixLayout::RowMajor,
-            )
-        };
-        cmma::load(&mut matrix, &tile[at..at + 1], comptime!(row_halves as u32).runtime());
-        a.push(matrix);
+        let at = column + comptime!(cells.of(i * SIDE * row_halves));
+        a.push(loaded::<W, V>(tile, at, cmma::MatrixIdent::A, cmma::MatrixLayout::RowMajor, stride));
     }
     #[unroll]
     for j in 0..n {
-        let at = column + comptime!((64 + j * SIDE) * row_halves / width);
-        // SAFETY: as above.
-        let mut matrix = unsafe {
-            cmma::Matrix::<f16>::uninitialized(
-                cmma::MatrixIdent::B,
-                SIDE,
-                SIDE,
-                SIDE,
-                cmma::MatrixLayout::ColMajor,
-            )
-        };
-        cmma::load(&mut matrix, &tile[at..at + 1], comptime!(row_halves as u32).runtime());
-        b.push(matrix);
+        let at = column + comptime!(cells.of((64 + j * SIDE) * row_halves));
+        b.push(loaded::<W, V>(tile, at, cmma::MatrixIdent::B, cmma::MatrixLayout::ColMajor, stride));
     }
     (a, b)
 }
@@ -184,59 +166,162 @@ fn products(
     }
 }
 
+/// `steps` times the product of matrices that a whole cube has, `m` by `n` by `k`, from shared memory.
+#[cube(launch_unchecked)]
+fn cube_peak_kernel(
+    x: &[f16],
+    out: &mut [f32],
+    steps: u32,
+    #[comptime] m: usize,
+    #[comptime] n: usize,
+    #[comptime] k: usize,
+) {
+    let row = comptime!(4 * k + 8);
+    let mut tile = Shared::<[f16]>::new_aligned_slice(comptime!((m + n) * row), 32usize);
+    let mut at = UNIT_POS as usize;
+    while at < comptime!((m + n) * row) {
+        tile[at] = x[at];
+        at += CUBE_DIM as usize;
+    }
+    sync_cube();
+    let sums = cmma::Matrix::<f32, cmma::Cube>::from_value(
+        cmma::MatrixIdent::Accumulator,
+        m,
+        n,
+        k,
+        cmma::MatrixLayout::Undefined,
+        0.0f32,
+    );
+    for step in 0..steps {
+        let column = step as usize % 4 * k;
+        let second = comptime!(m * row) + column;
+        let a = cmma::Matrix::<f16, cmma::Cube>::from_slice(
+            cmma::MatrixIdent::A,
+            m,
+            n,
+            k,
+            cmma::MatrixLayout::RowMajor,
+            &tile[column..column + 1],
+            comptime!(row as u32).runtime(),
+        );
+        let b = cmma::Matrix::<f16, cmma::Cube>::from_slice(
+            cmma::MatrixIdent::B,
+            m,
+            n,
+            k,
+            cmma::MatrixLayout::ColMajor,
+            &tile[second..second + 1],
+            comptime!(row as u32).runtime(),
+        );
+        cmma::execute(&a, &b, &sums, &sums);
+    }
+    let at = CUBE_POS_X as usize * comptime!(m * n);
+    cmma::store(
+        &mut out[at..at + comptime!(m * n)],
+        &sums,
+        comptime!(n as u32).runtime(),
+        cmma::MatrixLayout::RowMajor,
+    );
+}
+
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn rates_of_matrices_of_cubes() {
+    let Some(client) = cooperative_client() else { return };
+    let (half, float) = (ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::F32));
+    let all = client.features().matmul.cube_mma.clone();
+    for config in all.iter().filter(|config| (config.a_type, config.cd_type) == (half, float)) {
+        let units = config.units_per_block.unwrap_or(128) as usize;
+        for (m, n, k) in [(64, 64, 16), (128, 128, 16), (128, 128, 32), (128, 256, 16), (256, 128, 16)] {
+            let fits = [(m, config.m_granularity), (n, config.n_granularity), (k, config.k_granularity)]
+                .iter()
+                .all(|(size, granularity)| size % *granularity as usize == 0);
+            let bytes = (m + n) * (4 * k + 8) * 2;
+            let hardware = &client.properties().hardware;
+            let room = hardware.max_shared_memory_size - hardware.cube_mma_reserved_shared_memory;
+            let line = format!("cube peak: {m} x {n} x {k}, {units} units");
+            if !fits || bytes > room || !is_wanted(&line) {
+                continue;
+            }
+            let (cubes, steps) = (132 * 4, 512);
+            let x = upload(&client, &Random::new(1).floats(bytes / 4));
+            let out = client.empty(cubes * m * n * 4);
+            let (taken, _) = seconds(&client, || {
+                // SAFETY: the lengths are those that the kernel computes its indices from.
+                unsafe {
+                    cube_peak_kernel::launch_unchecked(
+                        &client,
+                        CubeCount::Static(cubes as u32, 1, 1),
+                        CubeDim::new_1d(units as u32),
+                        BufferArg::from_raw_parts(x.clone(), bytes / 2),
+                        BufferArg::from_raw_parts(out.clone(), cubes * m * n),
+                        steps,
+                        m,
+                        n,
+                        k,
+                    );
+                }
+            });
+            let flops = 2.0 * (m * n * k) as f64 * (cubes as f64) * f64::from(steps);
+            println!("{line}: {:.0} TFLOP/s", flops / taken / 1e12);
+        }
+    }
+}
+
 #[test]
 #[ignore = "measures, and asserts nothing"]
 fn rates_of_cooperative_matrices_alone() {
     let Some(client) = cooperative_client() else { return };
     let properties = client.properties();
-    println!("{:?}", properties.hardware);
+    println!("{}: {:?}", client.name(), properties.hardware);
     println!("matrices of planes: {:?}", properties.features.matmul.cmma);
     println!("matrices of cubes: {:?}", properties.features.matmul.cube_mma);
-    let (cubes, steps) = (132 * 16, 512);
-    for n in [2, 4] {
-        for planes in [4, 8] {
-            for source in [Source::Registers, Source::Shared(40), Source::Shared(72)] {
-                for width in [4, 8] {
-                    if width > properties.hardware.max_vector_size
-                        || (width == 4 && source == Source::Registers)
-                    {
-                        continue;
-                    }
-                    let line =
-                        format!("peak: 64 x {} a plane, {planes} planes, {source:?}, {width} halves", 16 * n);
-                    if !is_wanted(&line) {
-                        continue;
-                    }
-                    let len = (64 + SIDE * n) * 72;
-                    let mut random = Random::new(1);
-                    let halves: Vec<u8> =
-                        random.floats(len).iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
-                    let x = client.create_from_slice(&halves);
-                    let units = 32 * planes;
-                    let out = client.empty(cubes * units * 4);
-                    let taken = seconds(&client, || {
-                        // SAFETY: the lengths are more than the kernel reads, and as many as it has units.
-                        unsafe {
-                            peak_kernel::launch_unchecked(
-                                &client,
-                                CubeCount::Static(cubes as u32, 1, 1),
-                                CubeDim::new_1d(units as u32),
-                                width,
-                                BufferArg::from_raw_parts(x.clone(), len / width),
-                                BufferArg::from_raw_parts(out.clone(), cubes * units),
-                                steps as u32,
-                                n,
-                                planes,
-                                source,
-                            );
-                        }
-                    });
-                    let flops = 2.0 * (64 * 16 * n * 16) as f64 * (cubes * planes * steps) as f64;
-                    println!("{line}: {:.0} TFLOP/s", flops / taken / 1e12);
+    let cells = match client.name() {
+        "cuda" => vec![Cells::Fours, Cells::Eights],
+        _ => vec![Cells::Fours, Cells::Words],
+    };
+    for (n, planes) in [(2, 4), (2, 8), (4, 4), (4, 8)] {
+        for source in [Source::Registers, Source::Shared(40), Source::Shared(72)] {
+            for cells in &cells {
+                let line = format!("peak: 64 x {} a plane, {planes} planes, {source:?}, {cells:?}", 16 * n);
+                if is_wanted(&line) {
+                    println!("{line}: {:.0} TFLOP/s", peak(&client, n, planes, source, *cells));
                 }
             }
         }
     }
+}
+
+fn peak(client: &Client, n: usize, planes: usize, source: Source, cells: Cells) -> f64 {
+    let (cubes, steps, units) = (132 * 16, 512, 32 * planes);
+    let len = (64 + SIDE * n) * 72;
+    let random = Random::new(1).floats(len);
+    let halves: Vec<u8> = random.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+    let x = client.create_from_slice(&halves);
+    let out = client.empty(cubes * units * 4);
+    let launch = match cells {
+        Cells::Words => peak_kernel::launch_unchecked::<u32>,
+        Cells::Eights | Cells::Fours => peak_kernel::launch_unchecked::<f16>,
+    };
+    let (taken, _) = seconds(client, || {
+        // SAFETY: the lengths are more than the kernel reads, and as many as it has units.
+        unsafe {
+            launch(
+                client,
+                CubeCount::Static(cubes as u32, 1, 1),
+                CubeDim::new_1d(units as u32),
+                cells.vector_size(),
+                BufferArg::from_raw_parts(x.clone(), cells.of(len)),
+                BufferArg::from_raw_parts(out.clone(), cubes * units),
+                steps as u32,
+                n,
+                planes,
+                source,
+                cells,
+            );
+        }
+    });
+    2.0 * (64 * 16 * n * 16) as f64 * (cubes * planes * steps) as f64 / taken / 1e12
 }
 
 /// A matrix of a model: its name, outputs, inputs and whether it is a gate over an up projection.
@@ -279,16 +364,17 @@ fn print_rate(client: &Client, line: &str, plan: Plan, rows: usize, matrix: &Pac
     let x = input(client, from, rows, layout.cols);
     let out = Rows::f32(&client.empty(rows * layout.rows * 4));
     let scratch = client.empty(32 * rows.min(64) * layout.rows * 4);
-    let taken = seconds(client, || {
+    let (taken, first) = seconds(client, || {
         let output = if gated { Output::gated(&out) } else { Output::plain(&out) };
         launch(client, plan, &x, matrix, output, rows, Some(&scratch));
     });
     let flops = 2.0 * rows as f64 * layout.rows as f64 * layout.cols as f64;
     println!(
-        "{line}: {:.0} us, {:.1} TFLOP/s, {:.0} GB/s of weights",
+        "{line}: {:.0} us, {:.1} TFLOP/s, {:.0} GB/s of weights; compiled in {:.0} ms",
         taken * 1e6,
         flops / taken / 1e12,
-        layout.bytes() as f64 / taken / 1e9
+        layout.bytes() as f64 / taken / 1e9,
+        first * 1e3
     );
 }
 
@@ -320,8 +406,9 @@ fn rates_of_many_rows() {
     let processor = Processor::of(&client);
     for (shape, outputs, cols, gated) in SHAPES {
         for format in FORMATS {
-            // The others follow from these.
-            let is_first = shape.ends_with("gate_up") || format == TensorFormat::Q4_0;
+            // The largest in every format, and the largest of the others in one; more where they are asked for.
+            let is_large = shape.ends_with("gate_up") || shape.ends_with("down");
+            let is_first = shape == "4b gate_up" || (is_large && format == TensorFormat::Q4_0);
             let is_whole = cols.is_multiple_of(format.block_len());
             if !is_whole || !(is_first || std::env::var("GEMMA3_RATES").is_ok()) {
                 continue;

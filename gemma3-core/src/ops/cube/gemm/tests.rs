@@ -177,6 +177,24 @@ fn numbers_beyond_the_range_of_halves_are_multiplied() {
 }
 
 #[test]
+fn floats_become_halves_before_they_are_multiplied() {
+    let Some(client) = client() else { return };
+    let (rows, outputs, cols) = (17, 70, 68);
+    let mut random = Random::new(49);
+    let weights: Vec<f32> = random.floats(outputs * cols).iter().map(|w| w * 1e9).collect();
+    let matrix = PackedMatrix::upload_as_halves(&client, cols, &weights).expect("whole rows");
+    for plan in cooperative_plans(&client) {
+        let (tolerance, format) = precision(&plan);
+        let (x, numbers) = random_rows(&client, format, rows, cols, &mut random);
+        let out = poisoned_rows(&client, RowFormat::F32, rows, outputs);
+        launch(&client, plan, &x, &matrix, Output::plain(&out), rows, None);
+        let expected = product(&to_f64(&numbers), &weights, cols);
+        let what = format!("{plan:?}");
+        assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
+    }
+}
+
+#[test]
 fn what_is_not_finite_stays_in_its_rows_and_columns() {
     let Some(client) = client() else { return };
     let (rows, outputs, cols) = (20, 70, 64);

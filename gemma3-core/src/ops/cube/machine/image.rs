@@ -127,11 +127,12 @@ fn attention_of(
 impl ImageMachine for Cube {
     type Features = Features;
 
-    /// For tensor cores that multiply bf16 it is kept in that, in the format of the file otherwise.
+    /// For tensor cores it is kept in what they multiply, in the format of the file otherwise.
     fn image_matrix(&self, view: TensorView<'_>) -> Result<Matrix, MatrixError> {
         match self.format(Numbers::Operands) {
             RowFormat::Bf16 => Matrix::for_tensor_cores(&self.commands, view, RowFormat::Bf16.width(1)),
-            RowFormat::F32 | RowFormat::F16 => Matrix::load(&self.commands, vec![view], Quantization::None),
+            RowFormat::F16 => Matrix::for_cooperative_matrices(&self.commands, view),
+            RowFormat::F32 => Matrix::load(&self.commands, vec![view], Quantization::None),
         }
     }
 

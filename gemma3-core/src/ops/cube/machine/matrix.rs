@@ -91,6 +91,29 @@ impl Matrix {
         Ok(Self { cols, ..Self::load(commands, vec![view], Quantization::None)? })
     }
 
+    /// The same for cooperative matrices of f16 alone: in f16, multiplied by a power of two.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load`](Self::load).
+    pub(crate) fn for_cooperative_matrices(
+        commands: &Commands,
+        view: TensorView<'_>,
+    ) -> Result<Self, MatrixError> {
+        let [_, ref rest @ ..] = view.shape[..] else {
+            return Err(MatrixError::NotAMatrix { found: view.shape });
+        };
+        let cols: usize = rest.iter().product();
+        if !matches!(view.format, TensorFormat::F32 | TensorFormat::BF16) {
+            return Self::load(commands, vec![view], Quantization::None);
+        }
+        let matrix = PackedMatrix::upload_as_halves(commands.client(), cols, &view.expand()?)?;
+        if let Some((bytes, range)) = view.place {
+            bytes.release(range);
+        }
+        Ok(Self { stacks: vec![Arc::new(matrix)], cols })
+    }
+
     /// Matrices of one format, one after the other: each stack is multiplied by launches of its own.
     pub(crate) fn stacks(&self) -> &[Arc<PackedMatrix>] {
         &self.stacks

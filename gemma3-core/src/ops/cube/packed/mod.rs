@@ -8,20 +8,21 @@ mod rows;
 
 pub(crate) use layout::Scales;
 pub use layout::{Layout, PackError};
-use power::power_for;
+use power::{finite, power_for};
 use relayout::PackedWords;
 pub(crate) use rows::rows;
 
 use crate::formats::blocks::BlockError;
 
 pub(crate) use decode::{
-    Quad, fetch_side, half_to_f32, integer_factor, integer_octet, quad, quads_of_span, scale_pair,
-    side_words_of_item,
+    HalfPair, Quad, fetch_side, half_quad, half_to_f32, has_half_quads, integer_factor, integer_octet, quad,
+    quads_of_span, scale_pair, side_words_of_item,
 };
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::server::Handle;
+use half::f16;
 
 use crate::formats::TensorFormat;
 use crate::ops::cube::commands::waiting;
@@ -35,8 +36,11 @@ pub struct PackedMatrix {
     pub quants: Handle,
     /// What blocks share, [`Layout::side_words`] a row; at least one word.
     pub side: Handle,
-    /// The power of two that weights are multiplied by where they become f16: it brings the largest below 2^15.
+    /// The power of two that weights are multiplied by where they become f16: it brings the largest below 2^15. Those of
+    /// F16 lie multiplied.
     pub power: f32,
+    /// The same of the weights as they lie, those of F16 too.
+    pub stored_power: f32,
 }
 
 /// Bytes that are laid out and copied at a time.
@@ -78,7 +82,23 @@ impl PackedMatrix {
         if under_way >= STRIP_BYTES {
             wait(client);
         }
-        Ok(Self { layout, quants, side, power: power_for(largest) })
+        let stored_power = power_for(largest);
+        let power = if format == TensorFormat::F16 { 1.0 } else { stored_power };
+        Ok(Self { layout, quants, side, power, stored_power })
+    }
+}
+
+impl PackedMatrix {
+    /// Floats \[rows, cols\] as F16, multiplied by their [power](Self::power): for products of f16 alone, since all others
+    /// take weights for what they are.
+    ///
+    /// # Errors
+    /// [`PackError`] if they aren't whole rows.
+    pub fn upload_as_halves(client: &Client, cols: usize, weights: &[f32]) -> Result<Self, PackError> {
+        let largest = weights.iter().copied().map(finite).fold(0.0, f32::max);
+        let power = power_for(largest);
+        let bytes: Vec<u8> = weights.iter().flat_map(|w| f16::from_f32(w * power).to_le_bytes()).collect();
+        Ok(Self { power, ..Self::upload(client, TensorFormat::F16, cols, &[&bytes])? })
     }
 }
 

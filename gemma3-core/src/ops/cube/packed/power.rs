@@ -40,7 +40,7 @@ pub(super) fn largest(format: TensorFormat, bytes: &[u8]) -> f32 {
 }
 
 /// The size of a number, 0 of one that is not finite.
-fn finite(x: f32) -> f32 {
+pub(super) fn finite(x: f32) -> f32 {
     if x.is_finite() { x.abs() } else { 0.0 }
 }
 

@@ -6,11 +6,15 @@
 //!
 //! | module | what it knows |
 //! |---|---|
+//! | `cells` | what shared memory is made of |
 //! | `staging` | tiles on their way into shared memory |
 //! | `bounce` | sums on their way out of a plane's matrices |
 
 mod bounce;
+mod cells;
 mod staging;
+
+pub(super) use cells::Cells;
 
 use std::cmp::min;
 
@@ -26,9 +30,9 @@ use staging::*;
 
 /// `out[m, n] = sum_k x[m, k] W[n, k]`: cube `[i, j, s]` makes tile `[i, j]` of part `s` of the columns, and the parts
 /// lie one after the other in `out`. `x` are rows of f16; weights are multiplied by `power` on their way into f16, and
-/// `factor` is its inverse. `V` halves are written to shared memory at once.
+/// `factor` is its inverse.
 #[cube(launch_unchecked)]
-pub(super) fn cooperative_kernel<I: Size, V: Size, O: Size>(
+pub(super) fn cooperative_kernel<W: Numeric, V: Size, I: Size, O: Size>(
     x: &[Chunk],
     quants: &[Vector<u32, I>],
     side: &[u32],
@@ -39,6 +43,7 @@ pub(super) fn cooperative_kernel<I: Size, V: Size, O: Size>(
     added_rows: u32,
     power: f32,
     factor: f32,
+    #[comptime] cells: Cells,
     #[comptime] job: Job,
 ) {
     let tile = comptime!(job.tile);
@@ -46,13 +51,11 @@ pub(super) fn cooperative_kernel<I: Size, V: Size, O: Size>(
     let each = comptime!(tiles.div_ceil(tile.splits));
     let first = CUBE_POS_Z as usize * each;
     let count = min(each, tiles - first);
-    let width = V::value();
-    let input_len = comptime!(tile.m * tile.row_halves() / width);
-    let weights_len = comptime!(tile.n * tile.row_halves() / width);
+    let row_cells = comptime!(cells.of(tile.row_halves()));
     let mut input =
-        Shared::<[Vector<f16, V>]>::new_aligned_slice(comptime!(tile.stages * input_len), 32usize);
+        Shared::<[Vector<W, V>]>::new_aligned_slice(comptime!(tile.stages * tile.m * row_cells), 32usize);
     let mut weights =
-        Shared::<[Vector<f16, V>]>::new_aligned_slice(comptime!(tile.stages * weights_len), 32usize);
+        Shared::<[Vector<W, V>]>::new_aligned_slice(comptime!(tile.stages * tile.n * row_cells), 32usize);
     let mut bounce =
         Shared::<[f32]>::new_aligned_slice(comptime!(tile.plane_count() * tile.bounce_floats()), 32usize);
 
@@ -74,17 +77,17 @@ pub(super) fn cooperative_kernel<I: Size, V: Size, O: Size>(
     fetch(x, quants, side, &places, &mut fetched, first, job);
     if comptime!(tile.stages == 1) {
         for t in 0..count {
-            put::<I, V>(&fetched, &mut input, &mut weights, first + t, 0usize, power, job);
+            put::<W, V, I>(&fetched, &mut input, &mut weights, first + t, 0usize, power, cells, job);
             sync_cube();
             if t + 1 < count {
                 fetch(x, quants, side, &places, &mut fetched, first + t + 1, job);
             }
-            multiply::<V>(&input, &weights, 0usize, &sums, job);
+            multiply::<W, V>(&input, &weights, 0usize, &sums, cells, job);
             // Nobody reads this tile any more.
             sync_cube();
         }
     } else {
-        put::<I, V>(&fetched, &mut input, &mut weights, first, 0usize, power, job);
+        put::<W, V, I>(&fetched, &mut input, &mut weights, first, 0usize, power, cells, job);
         let mut stage = 0u32;
         for t in 0..count {
             // All have written this tile, and none reads the one before it any more.
@@ -93,10 +96,19 @@ pub(super) fn cooperative_kernel<I: Size, V: Size, O: Size>(
             if more {
                 fetch(x, quants, side, &places, &mut fetched, first + t + 1, job);
             }
-            multiply::<V>(&input, &weights, stage as usize, &sums, job);
+            multiply::<W, V>(&input, &weights, stage as usize, &sums, cells, job);
             stage = 1u32 - stage;
             if more {
-                put::<I, V>(&fetched, &mut input, &mut weights, first + t + 1, stage as usize, power, job);
+                put::<W, V, I>(
+                    &fetched,
+                    &mut input,
+                    &mut weights,
+                    first + t + 1,
+                    stage as usize,
+                    power,
+                    cells,
+                    job,
+                );
             }
         }
     }
@@ -105,17 +117,17 @@ pub(super) fn cooperative_kernel<I: Size, V: Size, O: Size>(
 
 /// Adds the product of the tiles of a stage to a plane's sums.
 #[cube]
-fn multiply<V: Size>(
-    input: &[Vector<f16, V>],
-    weights: &[Vector<f16, V>],
+fn multiply<W: Numeric, V: Size>(
+    input: &[Vector<W, V>],
+    weights: &[Vector<W, V>],
     stage: usize,
     sums: &Sequence<cmma::Matrix<f32>>,
+    #[comptime] cells: Cells,
     #[comptime] job: Job,
 ) {
     let tile = comptime!(job.tile);
-    let width = V::value();
-    let row = comptime!(tile.row_halves() / width);
-    let stride = comptime!(tile.row_halves() as u32);
+    let row = comptime!(cells.of(tile.row_halves()));
+    let stride = comptime!(cells.stride(tile.row_halves()));
     let (matrices_m, matrices_n) = comptime!((tile.matrices_m(), tile.matrices_n()));
     let plane = UNIT_POS as usize / comptime!(tile.plane_units);
     let first_m = plane / comptime!(tile.planes_n) * comptime!(SIDE * matrices_m);
@@ -124,17 +136,17 @@ fn multiply<V: Size>(
     let weights_at = stage * comptime!(tile.n * row) + first_n * row;
     #[unroll]
     for step in 0..comptime!(tile.depth / SIDE) {
-        let column = comptime!(step * SIDE / width);
+        let column = comptime!(cells.of(step * SIDE));
         let mut a = Sequence::<cmma::Matrix<f16>>::new();
         #[unroll]
         for i in 0..matrices_m {
             let at = input_at + comptime!(i * SIDE * row + column);
-            a.push(loaded::<V>(input, at, cmma::MatrixIdent::A, cmma::MatrixLayout::RowMajor, stride));
+            a.push(loaded::<W, V>(input, at, cmma::MatrixIdent::A, cmma::MatrixLayout::RowMajor, stride));
         }
         #[unroll]
         for j in 0..matrices_n {
             let at = weights_at + comptime!(j * SIDE * row + column);
-            let b = loaded::<V>(weights, at, cmma::MatrixIdent::B, cmma::MatrixLayout::ColMajor, stride);
+            let b = loaded::<W, V>(weights, at, cmma::MatrixIdent::B, cmma::MatrixLayout::ColMajor, stride);
             #[unroll]
             for i in 0..matrices_m {
                 let sum = sums.index(comptime!(i * matrices_n + j));
@@ -146,8 +158,8 @@ fn multiply<V: Size>(
 
 /// The matrix that begins at `at`.
 #[cube]
-fn loaded<V: Size>(
-    from: &[Vector<f16, V>],
+pub(super) fn loaded<W: Numeric, V: Size>(
+    from: &[Vector<W, V>],
     at: usize,
     #[comptime] ident: cmma::MatrixIdent,
     #[comptime] layout: cmma::MatrixLayout,

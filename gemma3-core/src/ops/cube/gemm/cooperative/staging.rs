@@ -6,11 +6,15 @@ use cubecl::prelude::*;
 use half::f16;
 
 use super::super::epilogue::Job;
+use super::super::halves::f16_pair;
 use super::super::ptx::Chunk;
 use super::super::rows::RowFormat;
 use super::super::staging::matrix_row;
+use super::cells::{Cells, cell_of};
 use crate::formats::TensorFormat;
-use crate::ops::cube::packed::{Quad, fetch_side, quad, quads_of_span, scale_pair};
+use crate::ops::cube::packed::{
+    HalfPair, Quad, fetch_side, half_quad, has_half_quads, quad, quads_of_span, scale_pair,
+};
 
 /// Halves of a chunk of 16 bytes.
 const CHUNK: usize = 8;
@@ -126,18 +130,19 @@ pub(super) fn fetch<I: Size>(
 /// Writes what was fetched of tile `depth` as f16 into a stage, the weights multiplied by `power`; zeros beyond the end
 /// of a row.
 #[cube]
-pub(super) fn put<I: Size, V: Size>(
+pub(super) fn put<W: Numeric, V: Size, I: Size>(
     fetched: &Fetched<I>,
-    input: &mut [Vector<f16, V>],
-    weights: &mut [Vector<f16, V>],
+    input: &mut [Vector<W, V>],
+    weights: &mut [Vector<W, V>],
     depth: usize,
     stage: usize,
     power: f32,
+    #[comptime] cells: Cells,
     #[comptime] job: Job,
 ) {
     let tile = comptime!(job.tile);
-    let width = V::value();
-    let row_vectors = comptime!(tile.row_halves() / width);
+    let row_cells = comptime!(cells.of(tile.row_halves()));
+    let cell_words = comptime!(cells.words());
     let chunks = comptime!(tile.m * tile.depth / CHUNK);
     #[unroll]
     for load in 0..job.input_loads() {
@@ -145,83 +150,75 @@ pub(super) fn put<I: Size, V: Size>(
         if comptime!((load + 1) * tile.units() <= chunks)
             || UNIT_POS < comptime!((chunks - load * tile.units()) as u32)
         {
-            let at = stage * comptime!(tile.m * row_vectors)
-                + row as usize * row_vectors
-                + chunk as usize * comptime!(CHUNK / width);
+            let at = stage * comptime!(tile.m * row_cells)
+                + row as usize * row_cells
+                + chunk as usize * comptime!(cells.of(CHUNK));
             #[unroll]
-            for part in 0..comptime!(CHUNK / width) {
-                input[at + part] = halves_of_words::<Const<4>, V>(fetched.input[load], part);
+            for cell in 0..comptime!(cells.of(CHUNK)) {
+                let words = fetched.input[load];
+                input[at + cell] = cell_of::<W, V, Const<4>>(words, comptime!(cell * cell_words), cells);
             }
         }
     }
     let items = comptime!(job.row_items());
     let tile_items = comptime!(job.tile_items());
-    let item_weights = comptime!(job.item_weights());
+    let item_cells = comptime!(cells.of(job.item_weights()));
     #[unroll]
     for load in 0..job.loads() {
         let (row, within) = weights_place(load, job);
         let item = depth * tile_items + within as usize;
         if comptime!((load + 1) * tile.units() <= tile.n * tile_items) || row < comptime!(tile.n as u32) {
             let safe = min(item, comptime!(items - 1));
-            let at = stage * comptime!(tile.n * row_vectors)
-                + row as usize * row_vectors
-                + within as usize * comptime!(item_weights / width);
+            let at = stage * comptime!(tile.n * row_cells)
+                + row as usize * row_cells
+                + within as usize * item_cells;
             #[unroll]
-            for part in 0..comptime!(item_weights / width) {
-                let mut halves = decoded::<I, V>(fetched, load, safe, part, power, job);
+            for cell in 0..item_cells {
+                let mut words =
+                    halves_of::<I>(fetched, load, safe, comptime!(cell * cell_words), power, cells, job);
                 if comptime!(items % tile_items != 0) {
-                    halves = select(item < items, halves, Vector::<f16, V>::new(f16::from_int(0)));
+                    words = select(item < items, words, Chunk::new(0u32));
                 }
-                weights[at + part] = halves;
+                weights[at + cell] = cell_of::<W, V, Const<4>>(words, 0usize, cells);
             }
         }
     }
 }
 
-/// Vector `part` of the words of f16.
+/// Words of f16 from word `first` of a load's weights on, as many as a cell has, times `power`.
 #[cube]
-fn halves_of_words<N: Size, V: Size>(words: Vector<u32, N>, #[comptime] part: usize) -> Vector<f16, V> {
-    let width = V::value();
-    let mut halves = Vector::<f16, V>::empty();
-    #[unroll]
-    for i in 0..comptime!(width / 2) {
-        let pair = Vector::<f16, Const<2>>::reinterpret(words.extract(comptime!(part * width / 2 + i)));
-        halves.insert(comptime!(2 * i), pair.extract(0usize));
-        halves.insert(comptime!(2 * i + 1), pair.extract(1usize));
-    }
-    halves
-}
-
-/// Vector `part` of the weights of a load, times `power`.
-#[cube]
-fn decoded<I: Size, V: Size>(
+fn halves_of<I: Size>(
     fetched: &Fetched<I>,
     #[comptime] load: usize,
     item: usize,
-    #[comptime] part: usize,
+    #[comptime] first: usize,
     power: f32,
+    #[comptime] cells: Cells,
     #[comptime] job: Job,
-) -> Vector<f16, V> {
+) -> Chunk {
     let layout = comptime!(job.layout);
-    let words = fetched.weights[load];
-    if comptime!(matches!(layout.format, TensorFormat::F16)) {
-        halves_of_words::<I, V>(words, part)
-    } else {
-        let width = V::value();
+    let packed = fetched.weights[load];
+    let mut words = Chunk::new(0u32);
+    #[unroll]
+    for pair in 0..comptime!(cells.words() / 2) {
+        let at = comptime!(first + 2 * pair);
         let start = comptime!(load * job.side_words());
-        let mut halves = Vector::<f16, V>::empty();
-        #[unroll]
-        for q in 0..comptime!(width / 4) {
-            let index = comptime!(part * width / 4 + q);
-            let quad = powered::<I>(words, &fetched.sides, item, index, start, power, job);
-            let four = Vector::<f16, Const<4>>::cast_from(quad);
-            #[unroll]
-            for i in 0..4usize {
-                halves.insert(comptime!(4 * q + i), four.extract(i));
-            }
+        if comptime!(matches!(layout.format, TensorFormat::F16)) {
+            words.insert(comptime!(2 * pair), packed.extract(at));
+            words.insert(comptime!(2 * pair + 1), packed.extract(comptime!(at + 1)));
+        } else if comptime!(has_half_quads(layout.format)) {
+            let (scale, _) = scale_pair::<I>(&fetched.sides, item, 0usize, start, layout, false);
+            let scale = HalfPair::new(f16::cast_from(scale * power));
+            let (low, high) = half_quad::<I>(packed, comptime!(at / 2), layout);
+            words.insert(comptime!(2 * pair), u32::reinterpret(low * scale));
+            words.insert(comptime!(2 * pair + 1), u32::reinterpret(high * scale));
+        } else {
+            let quad = powered::<I>(packed, &fetched.sides, item, comptime!(at / 2), start, power, job);
+            words.insert(comptime!(2 * pair), f16_pair(quad.extract(0usize), quad.extract(1usize)));
+            words.insert(comptime!(2 * pair + 1), f16_pair(quad.extract(2usize), quad.extract(3usize)));
         }
-        halves
     }
+    words
 }
 
 /// Quad `index` of an item's weights, times `power`.

@@ -1,0 +1,87 @@
+//! What tiles of f16 lie in, in shared memory.
+
+use cubecl::client::Client;
+use cubecl::prelude::*;
+
+use super::super::epilogue::Job;
+
+/// The runtime that compiles to SPIR-V, where matrices may be loaded from vectors of other numbers than theirs.
+const SPIRV: &str = "wgpu<spirv>";
+
+/// Vectors that are written at once, and beginnings of which matrices are loaded from: 16 bytes where that can be, for
+/// which devices have the quickest instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in super::super) enum Cells {
+    /// Four words of two halves each.
+    Words,
+    /// Eight halves, where vectors are as long.
+    Eights,
+    /// Four halves.
+    Fours,
+}
+
+impl Cells {
+    /// Those of a device and a product. Items of F32 have no more than four weights.
+    pub fn choose(client: &Client, job: &Job) -> Self {
+        match client.name() {
+            _ if job.item_weights() < 8 => Self::Fours,
+            SPIRV => Self::Words,
+            _ if client.properties().hardware.max_vector_size >= 8 => Self::Eights,
+            _ => Self::Fours,
+        }
+    }
+
+    /// Numbers of a vector.
+    pub const fn vector_size(self) -> usize {
+        match self {
+            Self::Words | Self::Fours => 4,
+            Self::Eights => 8,
+        }
+    }
+
+    /// Words of a vector.
+    pub const fn words(self) -> usize {
+        match self {
+            Self::Words | Self::Eights => 4,
+            Self::Fours => 2,
+        }
+    }
+
+    /// Vectors of so many halves.
+    pub const fn of(self, halves: usize) -> usize {
+        halves / (2 * self.words())
+    }
+
+    /// What so many halves from a row to the next are in numbers.
+    pub const fn stride(self, halves: usize) -> u32 {
+        match self {
+            Self::Words => halves as u32 / 2,
+            Self::Eights | Self::Fours => halves as u32,
+        }
+    }
+}
+
+/// A vector of the words from word `first` on.
+#[cube]
+pub(super) fn cell_of<W: Numeric, V: Size, N: Size>(
+    words: Vector<u32, N>,
+    #[comptime] first: usize,
+    #[comptime] cells: Cells,
+) -> Vector<W, V> {
+    if comptime!(cells.words() == 4) {
+        Vector::<W, V>::reinterpret(part::<N, Const<4>>(words, first))
+    } else {
+        Vector::<W, V>::reinterpret(part::<N, Const<2>>(words, first))
+    }
+}
+
+#[cube]
+fn part<N: Size, P: Size>(words: Vector<u32, N>, #[comptime] first: usize) -> Vector<u32, P> {
+    let count = P::value();
+    let mut part = Vector::<u32, P>::empty();
+    #[unroll]
+    for i in 0..count {
+        part.insert(i, words.extract(comptime!(first + i)));
+    }
+    part
+}
