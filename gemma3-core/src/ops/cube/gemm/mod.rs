@@ -299,6 +299,10 @@ fn launch_register_tiles(
         Numbers::F32 => registers_kernel::launch_unchecked::<f32>,
         Numbers::F16 => registers_kernel::launch_unchecked::<f16>,
     };
+    let mut factor = matrix.stored_power.recip();
+    if layout.format == TensorFormat::F16 {
+        factor *= matrix.power.recip();
+    }
     // SAFETY: the lengths bound every index of the kernel; the cubes along the third axis are the parts.
     unsafe {
         launch(
@@ -315,8 +319,8 @@ fn launch_register_tiles(
             out,
             rows as u32,
             added_rows,
-            matrix.power,
-            matrix.power.recip(),
+            matrix.stored_power,
+            factor,
             job,
         );
     }
@@ -424,7 +428,6 @@ fn launch_tiles(
         Engine::Planes => 4, // not used
         Engine::Warpgroups => tile.sums().next_power_of_two(),
         Engine::Cooperative => {
-            let (power, factor) = matrix.powers();
             let cells = Cells::choose(client, &job);
             let launch = match cells {
                 Cells::Words | Cells::WordPairs => cooperative_kernel::launch_unchecked::<u32>,
@@ -448,8 +451,8 @@ fn launch_tiles(
                     out,
                     rows as u32,
                     added_rows,
-                    power,
-                    factor,
+                    matrix.power,
+                    matrix.power.recip(),
                     cells,
                     job,
                 );

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Cube;
 use super::cache::duplicate;
 use crate::ops::cube::copy::{Rectangle, copy_rectangle};
-use crate::ops::cube::gemm::{Plan, RegisterTile, RowFormat};
+use crate::ops::cube::gemm::{Plan, RowFormat};
 use crate::ops::cube::packed::{Layout, PackedMatrix};
 use crate::ops::machine::ModelShape;
 
@@ -16,15 +16,17 @@ pub(super) const SHORT: usize = 64;
 
 impl Cube {
     /// Lengths of passes of one sequence, the longest first, that between them launch every kernel that passes of up
-    /// to 64 tokens launch, and those of a pass of `most`, which is the longest. Products in registers and those of
-    /// cooperative matrices are divided alike up to each power of two, so there it is every kernel of any length.
+    /// to 64 tokens launch, and those of a pass of `most`, which is the longest. Products of cooperative matrices
+    /// and those in registers are divided alike up to each power of two, so there it is every kernel of any length.
     pub(super) fn lengths(&self, most: usize, shape: &ModelShape<'_, Self>) -> Vec<usize> {
         let mut lengths = vec![most];
         let mut known = vec![self.plans(most, shape)];
-        let is_divided_alike =
-            self.row_format() == RowFormat::F16 || self.processor.in_registers(self.row_format());
-        let is_class = |length: &usize| is_divided_alike && RegisterTile::class(*length) == *length;
-        for length in (1..most).rev().filter(|length| *length <= SHORT || is_class(length)) {
+        let powers = (SHORT.ilog2() + 1..usize::BITS).map(|power| 1_usize << power);
+        let long: Vec<usize> = match self.row_format() {
+            RowFormat::F16 | RowFormat::F32 => powers.take_while(|length| *length < most).collect(),
+            RowFormat::Bf16 => vec![],
+        };
+        for length in (1..most.min(SHORT + 1)).chain(long).rev() {
             let plans = self.plans(length, shape);
             // Of few rows, kernels are made for their number.
             if plans.is_none() || !known.contains(&plans) {

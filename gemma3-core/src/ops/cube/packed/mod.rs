@@ -36,10 +36,11 @@ pub struct PackedMatrix {
     pub quants: Handle,
     /// What blocks share, [`Layout::side_words`] a row; at least one word.
     pub side: Handle,
-    /// The power of two that weights are multiplied by where they become f16: it brings the largest below 2^15.
+    /// The power of two that weights are multiplied by where they become f16: it brings the largest below 2^15. Those of
+    /// F16 lie multiplied.
     pub power: f32,
-    /// The power of two by which they lie multiplied already.
-    stored_power: f32,
+    /// The same of the weights as they lie, those of F16 too.
+    pub stored_power: f32,
 }
 
 /// Bytes that are laid out and copied at a time.
@@ -81,13 +82,15 @@ impl PackedMatrix {
         if under_way >= STRIP_BYTES {
             wait(client);
         }
-        Ok(Self { layout, quants, side, power: power_for(largest), stored_power: 1.0 })
+        let stored_power = power_for(largest);
+        let power = if format == TensorFormat::F16 { 1.0 } else { stored_power };
+        Ok(Self { layout, quants, side, power, stored_power })
     }
 }
 
 impl PackedMatrix {
-    /// Floats \[rows, cols\] as F16, multiplied by a power of two that brings the largest below 2^15: for products on
-    /// cooperative matrices alone, since all others take weights for what they are.
+    /// Floats \[rows, cols\] as F16, multiplied by their [power](Self::power): for products of f16 alone, since all others
+    /// take weights for what they are.
     ///
     /// # Errors
     /// [`PackError`] if they aren't whole rows.
@@ -95,16 +98,7 @@ impl PackedMatrix {
         let largest = weights.iter().copied().map(finite).fold(0.0, f32::max);
         let power = power_for(largest);
         let bytes: Vec<u8> = weights.iter().flat_map(|w| f16::from_f32(w * power).to_le_bytes()).collect();
-        Ok(Self { stored_power: power, ..Self::upload(client, TensorFormat::F16, cols, &[&bytes])? })
-    }
-
-    /// What cooperative matrices multiply weights by on their way into f16, and sums by afterwards. Halves are multiplied as
-    /// they lie.
-    pub(crate) fn powers(&self) -> (f32, f32) {
-        match self.layout.format {
-            TensorFormat::F16 => (1.0, self.stored_power.recip()),
-            _ => (self.power, self.power.recip()),
-        }
+        Ok(Self { power, ..Self::upload(client, TensorFormat::F16, cols, &[&bytes])? })
     }
 }
 
