@@ -43,6 +43,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 use half::f16;
 
+use crate::formats::TensorFormat;
 use crate::ops::cube::packed::{Layout, PackedMatrix};
 use cooperative::{Cells, cooperative_kernel};
 use epilogue::{Finish, Job};
