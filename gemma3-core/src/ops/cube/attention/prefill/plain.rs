@@ -1,9 +1,9 @@
-//! Attention of many queries in f32, on every device: 256 units, less than 16 KiB of shared memory, no plane
-//! operations.
+//! Attention of many queries in f32, on every device: 256 units, 12 KiB of shared memory, no plane operations.
 //!
-//! A cube holds 32 rows of queries of one key head. Scores of 32 keys are made from slices of queries and keys
-//! in shared memory, a square of four by each unit; then each unit holds four rows of some columns of the
-//! result, and values pass by in shared memory.
+//! A cube holds 64 rows of queries of one key head; a unit has four of them in common with fifteen others. Scores of 64
+//! keys are made from slices of queries and keys in shared memory, four by four by each unit; then each unit holds some
+//! columns of its rows of the result, and weights and values pass by in shared memory. What comes next is on its way into
+//! registers meanwhile.
 
 use std::cmp::min;
 
@@ -14,21 +14,19 @@ use super::tensor::visible_range;
 use crate::ops::cube::attention::cache::{CacheFormat, CacheLayout, load, slot_of};
 use crate::ops::cube::packed::Quad;
 
-/// Units of a cube.
-const UNITS: usize = 256;
-/// Rows of queries of a cube.
-const ROWS: usize = 32;
-/// Keys of a block.
-const KEYS: usize = 32;
-/// Quads of a row that are multiplied at once.
-const SLICE: usize = 8;
-/// Quads from one row of a slice to the next, so that they lie in different banks.
-const STRIDE: usize = SLICE + 1;
-/// Numbers from one row of scores to the next.
-const SCORES: usize = KEYS + 1;
-/// Rows of the result that a unit holds, and the units that share them.
+/// Units of a cube: so many along its rows of queries, and as many along its keys.
+const UNITS: usize = SIDE * SIDE;
+const SIDE: usize = 16;
+/// Rows of queries, and keys, of a unit; they lie [`SIDE`] apart.
 const HELD: usize = 4;
-const COLUMNS: usize = UNITS * HELD / ROWS;
+/// Rows of queries of a cube.
+const ROWS: usize = SIDE * HELD;
+/// Keys of a block.
+const KEYS: usize = SIDE * HELD;
+/// Quads of a row that are multiplied at once.
+const SLICE: usize = 4;
+/// Keys whose values are in shared memory at once.
+const VALUES: usize = 8;
 
 /// Where keys and values lie; strides in quads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,21 +86,18 @@ impl PlainShape {
 
     /// Quads of a row of the result that a unit holds.
     const fn share(&self) -> usize {
-        self.keys.quads().div_ceil(COLUMNS)
+        self.keys.quads().div_ceil(SIDE)
     }
 
-    /// Rows of values in shared memory at once: as many as fit where the slices were.
-    const fn value_rows(&self) -> usize {
-        let mut rows = KEYS;
-        while rows > 1 && rows * self.keys.quads() > 2 * ROWS * STRIDE {
-            rows /= 2;
-        }
-        rows
+    /// Quads of values that a unit stages at once.
+    const fn value_loads(&self) -> usize {
+        (VALUES * self.keys.quads()).div_ceil(UNITS)
     }
 
+    /// Quads in shared memory: slices of queries and keys, or values.
     const fn stage(&self) -> usize {
-        let values = self.value_rows() * self.keys.quads();
-        if values > 2 * ROWS * STRIDE { values } else { 2 * ROWS * STRIDE }
+        let (slices, values) = ((ROWS + KEYS) * SLICE, VALUES * self.keys.quads());
+        if values > slices { values } else { slices }
     }
 }
 
@@ -122,10 +117,10 @@ pub(super) fn visible_kernel<N: Size>(
     let shared_by = comptime!(shape.shared_by());
     let rows = tokens as usize * shared_by;
     let first_row = CUBE_POS_X as usize * ROWS;
-    let mut ranges = Array::<u32>::new(4usize);
+    let mut ranges = Array::<u32>::new(comptime!(2 * HELD));
     #[unroll]
-    for i in 0..2usize {
-        let row = min(first_row + UNIT_POS as usize / 16 * 2 + i, rows - 1);
+    for i in 0..HELD {
+        let row = min(first_row + unit_row() + comptime!(i * SIDE), rows - 1);
         let (first, end) = visible_range(visible, row / shared_by, slots);
         ranges[comptime!(2 * i)] = first;
         ranges[comptime!(2 * i + 1)] = end;
@@ -150,13 +145,32 @@ pub(in crate::ops::cube::attention) fn full_kernel<N: Size>(
     #[comptime] shape: PlainShape,
 ) {
     let slots = comptime!(shape.keys.slots as u32).runtime();
-    let mut ranges = Array::<u32>::new(4usize);
+    let mut ranges = Array::<u32>::new(comptime!(2 * HELD));
     #[unroll]
-    for i in 0..2usize {
+    for i in 0..HELD {
         ranges[comptime!(2 * i)] = 0u32;
         ranges[comptime!(2 * i + 1)] = slots;
     }
     attend(queries, keys, values, out, &ranges, 0u32.runtime(), slots, tokens, 0u32.runtime(), factor, shape);
+}
+
+/// The first of the unit's rows, in the cube's. Eight units side by side have the same rows and keys side by side: so a
+/// plane reads few different quads at a time.
+#[cube]
+fn unit_row() -> usize {
+    UNIT_POS as usize / 8 % SIDE
+}
+
+/// The first of the unit's keys in a block, and of its quads in a row of the result.
+#[cube]
+fn unit_column() -> usize {
+    UNIT_POS as usize % 8 + UNIT_POS as usize / comptime!(8 * SIDE) * 8
+}
+
+/// The place of quad `quad` in a row of a slice: eight units that read or write side by side meet different banks.
+#[cube]
+fn swizzled(row: usize, quad: usize) -> usize {
+    quad ^ ((row >> 1) & 3)
 }
 
 #[cube]
@@ -179,6 +193,7 @@ fn attend<N: Size>(
     let heads = comptime!(shape.heads);
     let slots = comptime!(shape.keys.slots as u32);
     let row_stride = comptime!(shape.keys.row);
+    let format = comptime!(shape.keys.format);
     let unit = UNIT_POS as usize;
     let rows = tokens as usize * shared_by;
     let first_row = CUBE_POS_X as usize * ROWS;
@@ -188,142 +203,152 @@ fn attend<N: Size>(
         + kv_head * comptime!(shape.keys.head);
 
     let mut stage = Shared::<[Quad]>::new_slice(comptime!(shape.stage()));
-    let mut scores = Shared::<[f32]>::new_slice(comptime!(ROWS * SCORES));
-    let mut shrinks = Shared::<[f32]>::new_slice(ROWS);
+    // What the units of a row tell each other: a number of each of four rows, by every unit.
+    let mut meets = Shared::<[Quad]>::new_slice(UNITS);
+    let row = unit_row();
+    let column = unit_column();
+    let meet = column * SIDE + row;
 
     // What this unit stages of queries and keys: a quad of a row of each slice.
     let staged_row = unit / SLICE;
     let staged_quad = unit % SLICE;
+    let staged_at = staged_row * SLICE + swizzled(staged_row, staged_quad);
     let query_row = min(first_row + staged_row, rows - 1);
     let query_start =
         ((first_query + query_row / shared_by) * heads + kv_head * shared_by + query_row % shared_by) * quads;
-    // The four scores: rows `2 r` and the next, keys `k` and `k + 16`.
-    let score_row = unit / 16 * 2;
-    let score_key = unit % 16;
-    // The row whose softmax it follows, with seven others, and its four keys.
-    let soft_row = unit / 8;
-    let soft_key = unit % 8 * 4;
-    // Rows and columns of the result.
-    let held_row = unit / COLUMNS * HELD;
-    let column = unit % COLUMNS;
 
     let mut attended = Array::<Quad>::new(comptime!(HELD * share));
+    let mut largest = Array::<f32>::new(HELD);
+    let mut sums = Array::<f32>::new(HELD);
     #[unroll]
     for i in 0..comptime!(HELD * share) {
         attended[i] = Quad::new(0.0f32);
     }
-    let mut largest = LOWEST.runtime();
-    let mut sum = 0.0f32;
+    #[unroll]
+    for i in 0..HELD {
+        largest[i] = LOWEST.runtime();
+        sums[i] = 0.0f32;
+    }
 
     let mut start = first;
     while start < end {
-        let mut products = Array::<f32>::new(4usize);
-        #[unroll]
-        for i in 0..4usize {
-            products[i] = 0.0f32;
-        }
         let position = min(start + staged_row as u32, end - 1);
         let key_start = source + slot_of(position, slots) * row_stride;
+        let mut scores = Array::<Quad>::new(HELD);
         #[unroll]
+        for i in 0..HELD {
+            scores[i] = Quad::new(0.0f32);
+        }
+        let at = min(staged_quad, comptime!(quads - 1));
+        let mut query = queries[query_start + at];
+        let mut key = keys[key_start + at];
         for slice in 0..comptime!(quads.div_ceil(SLICE)) {
-            let at = staged_quad + comptime!(slice * SLICE);
-            let inside = at < quads;
-            let at = min(at, comptime!(quads - 1));
-            let query = select(inside, queries[query_start + at], Quad::new(0.0f32));
-            let key = load::<N>(keys[key_start + at], comptime!(shape.keys.format));
+            let inside = slice * SLICE + staged_quad < quads;
+            sync_cube(); // Nobody reads what was there any more.
+            stage[staged_at] = select(inside, query, Quad::new(0.0f32));
+            stage[comptime!(ROWS * SLICE) + staged_at] =
+                select(inside, load::<N>(key, format), Quad::new(0.0f32));
             sync_cube();
-            stage[staged_row * STRIDE + staged_quad] = query;
-            stage[comptime!(ROWS * STRIDE) + staged_row * STRIDE + staged_quad] =
-                select(inside, key, Quad::new(0.0f32));
-            sync_cube();
-            #[unroll]
-            for i in 0..comptime!(min(SLICE, quads - slice * SLICE)) {
-                let q0 = stage[score_row * STRIDE + i];
-                let q1 = stage[(score_row + 1) * STRIDE + i];
-                let k0 = stage[comptime!(ROWS * STRIDE + i) + score_key * STRIDE];
-                let k1 = stage[comptime!(ROWS * STRIDE + 16 * STRIDE + i) + score_key * STRIDE];
-                products[0usize] += Vector::vector_sum(q0 * k0);
-                products[1usize] += Vector::vector_sum(q0 * k1);
-                products[2usize] += Vector::vector_sum(q1 * k0);
-                products[3usize] += Vector::vector_sum(q1 * k1);
+            let at = min((slice + 1) * SLICE + staged_quad, comptime!(quads - 1));
+            query = queries[query_start + at];
+            key = keys[key_start + at];
+            for quad in 0..SLICE {
+                multiply(&stage, &mut scores, row, column, quad);
             }
         }
-        #[unroll]
-        for i in 0..4usize {
-            let range = comptime!(i / 2 * 2);
-            let key = score_key + comptime!(i % 2 * 16);
-            let position = start + key as u32;
-            let seen = position >= ranges[range] && position < ranges[comptime!(range + 1)] && position < end;
-            scores[(score_row + comptime!(i / 2)) * SCORES + key] =
-                select(seen, products[i] * factor, LOWEST);
-        }
-        sync_cube();
+        let mut held = Array::<Vector<u32, N>>::new(comptime!(shape.value_loads()));
+        fetch_values::<N>(values, &mut held, source, start, end, shape);
 
-        let mut high = largest;
+        let mut highs = Quad::empty();
         #[unroll]
-        for key in 0..KEYS {
-            high = f32::max(high, scores[soft_row * SCORES + key]);
+        for i in 0..HELD {
+            let mut high = LOWEST.runtime();
+            #[unroll]
+            for j in 0..HELD {
+                let position = start + column as u32 + comptime!((j * SIDE) as u32);
+                let seen = position >= ranges[comptime!(2 * i)]
+                    && position < ranges[comptime!(2 * i + 1)]
+                    && position < end;
+                let score = select(seen, scores[i].extract(j) * factor, LOWEST);
+                high = f32::max(high, score);
+                let mut masked = scores[i];
+                masked.insert(j, score);
+                scores[i] = masked;
+            }
+            highs.insert(i, high);
         }
-        let mut weights = Array::<f32>::new(4usize);
-        #[unroll]
-        for i in 0..4usize {
-            let score = scores[soft_row * SCORES + soft_key + i];
-            let seen = score > comptime!(0.5 * LOWEST);
-            weights[i] = select(seen, f32::exp(select(seen, score - high, 0.0f32)), 0.0f32);
-        }
-        let shrink = f32::exp(largest - high);
-        largest = high;
+        meets[meet] = highs;
         sync_cube();
+        let mut tops = Array::<f32>::new(HELD);
         #[unroll]
-        for i in 0..4usize {
-            scores[soft_row * SCORES + soft_key + i] = weights[i];
+        for i in 0..HELD {
+            tops[i] = largest[i];
         }
-        if soft_key == 0 {
-            shrinks[soft_row] = shrink;
+        for other in 0..SIDE {
+            let highs = meets[other * SIDE + row];
+            #[unroll]
+            for i in 0..HELD {
+                tops[i] = f32::max(tops[i], highs.extract(i));
+            }
         }
-        sync_cube();
-        sum *= shrink;
         #[unroll]
-        for key in 0..KEYS {
-            sum += scores[soft_row * SCORES + key];
+        for i in 0..HELD {
+            let high = tops[i];
+            let shrink = f32::exp(largest[i] - high);
+            largest[i] = high;
+            let mut sum = sums[i] * shrink;
+            let mut weights = Quad::empty();
+            #[unroll]
+            for j in 0..HELD {
+                let score = scores[i].extract(j);
+                let seen = score > comptime!(0.5 * LOWEST);
+                let weight = select(seen, f32::exp(select(seen, score - high, 0.0f32)), 0.0f32);
+                sum += weight;
+                weights.insert(j, weight);
+            }
+            scores[i] = weights;
+            sums[i] = sum;
+            #[unroll]
+            for s in 0..share {
+                attended[comptime!(i * share + s)] *= Quad::new(shrink);
+            }
         }
 
-        #[unroll]
-        for r in 0..HELD {
-            let shrink = Quad::new(shrinks[held_row + r]);
+        // The keys of a turn follow each other: every unit has one of them, the first of those that are left.
+        for turn in 0..HELD {
+            let mut weights = Quad::empty();
             #[unroll]
-            for i in 0..share {
-                attended[comptime!(r * share + i)] *= shrink;
-            }
-        }
-        let value_rows = comptime!(shape.value_rows());
-        for part in 0..comptime!((KEYS / value_rows) as u32) {
-            let part = part as usize * value_rows;
-            sync_cube();
-            let mut at = unit;
-            while at < comptime!(value_rows * quads) {
-                let key = start + (part + at / quads) as u32;
-                let slot = slot_of(min(key, end - 1), slots);
-                let value =
-                    load::<N>(values[source + slot * row_stride + at % quads], comptime!(shape.keys.format));
-                stage[at] = value;
-                at += UNITS;
-            }
-            sync_cube();
-            for key in 0..value_rows {
-                let mut weights = Array::<f32>::new(HELD);
+            for i in 0..HELD {
+                let own = scores[i];
+                weights.insert(i, own.extract(0usize));
+                let mut left = Quad::new(own.extract(0usize));
                 #[unroll]
-                for r in 0..HELD {
-                    weights[r] = scores[(held_row + r) * SCORES + part + key];
+                for j in 1..HELD {
+                    left.insert(comptime!(j - 1), own.extract(j));
                 }
-                #[unroll]
-                for i in 0..share {
-                    let value =
-                        stage[key * quads + min(column + comptime!(i * COLUMNS), comptime!(quads - 1))];
+                scores[i] = left;
+            }
+            for part in 0..comptime!(SIDE / VALUES) {
+                sync_cube(); // Nobody reads what was there any more.
+                if part == 0 {
+                    meets[meet] = weights;
+                }
+                store_values::<N>(&held, &mut stage, shape);
+                sync_cube();
+                let key = part * VALUES;
+                let next = start + (turn * SIDE + key + VALUES) as u32;
+                fetch_values::<N>(values, &mut held, source, next, end, shape);
+                for value in 0..VALUES {
+                    let weights = meets[(key + value) * SIDE + row];
                     #[unroll]
-                    for r in 0..HELD {
-                        let at = comptime!(r * share + i);
-                        attended[at] = fma(value, Quad::new(weights[r]), attended[at]);
+                    for s in 0..share {
+                        let at = min(column + comptime!(s * SIDE), comptime!(quads - 1));
+                        let value = stage[value * quads + at];
+                        #[unroll]
+                        for i in 0..HELD {
+                            let at = comptime!(i * share + s);
+                            attended[at] = fma(value, Quad::new(weights.extract(i)), attended[at]);
+                        }
                     }
                 }
             }
@@ -331,25 +356,97 @@ fn attend<N: Size>(
         start += comptime!(KEYS as u32);
     }
 
-    sync_cube();
-    if soft_key == 0 {
-        shrinks[soft_row] = select(sum > 0.0f32, 1.0f32 / sum, 0.0f32);
+    let mut own = Quad::empty();
+    #[unroll]
+    for i in 0..HELD {
+        own.insert(i, sums[i]);
     }
     sync_cube();
+    meets[meet] = own;
+    sync_cube();
     #[unroll]
-    for r in 0..HELD {
-        let row = first_row + held_row + r;
-        if row < rows {
-            let inverse = Quad::new(shrinks[held_row + r]);
-            let query = first_query + row / shared_by;
-            let to = (query * heads + kv_head * shared_by + row % shared_by) * quads;
+    for i in 0..HELD {
+        let to_row = first_row + row + comptime!(i * SIDE);
+        if to_row < rows {
+            let mut sum = 0.0f32;
             #[unroll]
-            for i in 0..share {
-                let at = column + comptime!(i * COLUMNS);
+            for other in 0..SIDE {
+                sum += meets[other * SIDE + row].extract(i);
+            }
+            let inverse = Quad::new(select(sum > 0.0f32, 1.0f32 / sum, 0.0f32));
+            let query = first_query + to_row / shared_by;
+            let to = (query * heads + kv_head * shared_by + to_row % shared_by) * quads;
+            #[unroll]
+            for s in 0..share {
+                let at = column + comptime!(s * SIDE);
                 if at < quads {
-                    out[to + at] = attended[comptime!(r * share + i)] * inverse;
+                    out[to + at] = attended[comptime!(i * share + s)] * inverse;
                 }
             }
+        }
+    }
+}
+
+/// Adds the products of quad `quad` of the slices to a unit's scores, \[rows, keys\].
+#[cube]
+fn multiply(stage: &[Quad], scores: &mut Array<Quad>, row: usize, column: usize, quad: usize) {
+    let query_at = row * SLICE + swizzled(row, quad);
+    let key_at = comptime!(ROWS * SLICE) + column * SLICE + swizzled(column, quad);
+    let mut keys = Array::<Quad>::new(HELD);
+    #[unroll]
+    for j in 0..HELD {
+        keys[j] = stage[key_at + comptime!(j * SIDE * SLICE)];
+    }
+    // The four keys' numbers in one column are a quad, as their scores are.
+    let mut columns = Array::<Quad>::new(4usize);
+    #[unroll]
+    for k in 0..4usize {
+        let mut four = Quad::empty();
+        #[unroll]
+        for j in 0..HELD {
+            four.insert(j, keys[j].extract(k));
+        }
+        columns[k] = four;
+    }
+    #[unroll]
+    for i in 0..HELD {
+        let query = stage[query_at + comptime!(i * SIDE * SLICE)];
+        #[unroll]
+        for k in 0..4usize {
+            scores[i] = fma(Quad::new(query.extract(k)), columns[k], scores[i]);
+        }
+    }
+}
+
+/// Loads the unit's share of the values of the keys from `first` on into registers; keys beyond the end are the last.
+#[cube]
+fn fetch_values<N: Size>(
+    values: &[Vector<u32, N>],
+    held: &mut Array<Vector<u32, N>>,
+    source: usize,
+    first: u32,
+    end: u32,
+    #[comptime] shape: PlainShape,
+) {
+    let quads = comptime!(shape.keys.quads());
+    #[unroll]
+    for i in 0..shape.value_loads() {
+        let at = UNIT_POS as usize + comptime!(i * UNITS);
+        let position = min(first + (at / quads) as u32, end - 1);
+        let slot = slot_of(position, comptime!(shape.keys.slots as u32));
+        held[i] = values[source + slot * comptime!(shape.keys.row) + at % quads];
+    }
+}
+
+/// Writes what [`fetch_values`] has loaded to shared memory.
+#[cube]
+fn store_values<N: Size>(held: &Array<Vector<u32, N>>, stage: &mut [Quad], #[comptime] shape: PlainShape) {
+    let len = comptime!(VALUES * shape.keys.quads());
+    #[unroll]
+    for i in 0..shape.value_loads() {
+        let at = UNIT_POS as usize + comptime!(i * UNITS);
+        if comptime!((i + 1) * UNITS <= len) || at < len {
+            stage[at] = load::<N>(held[i], comptime!(shape.keys.format));
         }
     }
 }
