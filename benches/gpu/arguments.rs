@@ -58,6 +58,7 @@ pub struct Arguments {
 
     /// What a decode step costs beside its computations, and its products by each of their divisions, alone: of `--models`.
     #[arg(long)]
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda", feature = "rocm")), allow(dead_code))]
     pub costs: bool,
 
     /// Also measure burn's product for the limit; its search for a kernel can take most of a minute.
