@@ -141,6 +141,8 @@ impl Processor {
             return self.filled(tile.unwrap_or(self.of_planes(SMALLEST)), layout, rows, 2);
         }
         let tiles = [
+            Tile::cooperative([256, 128, 32], [4, 2], 1),
+            Tile::cooperative([128, 128, 32], [2, 4], 2),
             Tile::cooperative([128, 128, 32], [2, 2], 2),
             Tile::cooperative([128, 128, 32], [2, 2], 1),
             Tile::cooperative([128, 64, 32], [2, 2], 2),
@@ -169,9 +171,8 @@ impl Processor {
         let read = tile.plane_count() * (tile.m / tile.planes_m + tile.n / tile.planes_n);
         let moved = (read + tile.m + tile.n) * tile.depth * 2 / 128;
         let multiplied = tile.m * tile.n * tile.depth / 1270;
-        // All planes wait for each other: once a step with two stages, twice with one.
-        let waited = 300 / tile.stages;
-        let cubes = rounds * steps * (moved.max(multiplied) + waited);
+        // All planes wait for each other, while those of another cube multiply.
+        let cubes = rounds * steps * (moved.max(multiplied) + 200);
         (cubes + Self::adding_cycles(tile, layout, rows, gated)) as u64
     }
 

@@ -395,10 +395,13 @@ impl Cube {
         x.buffers.inputs.as_ref().filter(|_| x.rows >= self.many_rows())
     }
 
-    /// The least number of rows of which products are made as those of prompts: tensor cores read weights as fast
-    /// for sixteen rows as for one.
+    /// The least number of rows of which products are made as those of prompts: CUDA's tensor cores read weights as fast
+    /// for sixteen rows as for one. Cooperative matrices, which come through shared memory, don't.
     pub(super) fn many_rows(&self) -> usize {
-        if self.processor.in_registers(self.row_format()) { MAX_BATCH + 1 } else { 2 }
+        match self.row_format() {
+            RowFormat::Bf16 => 2,
+            RowFormat::F16 | RowFormat::F32 => MAX_BATCH + 1,
+        }
     }
 
     /// The rows that products of many take.
