@@ -91,11 +91,6 @@ impl Processor {
         }
     }
 
-    /// Whether products of rows of a format are made in registers, without an instruction for matrices.
-    pub fn in_registers(&self, format: RowFormat) -> bool {
-        self.engine.is_none_or(|engine| engine.row_format() != format)
-    }
-
     /// The plan for `rows` rows of a format. `gated`: a gate over an up projection.
     pub fn plan(&self, layout: &Layout, format: RowFormat, rows: usize, gated: bool) -> Plan {
         match self.engine {
