@@ -176,6 +176,9 @@ fn batches(model: &Model, gpu: &mut Gpu<'_>) {
         let done = generate_batch(&mut sessions, &lengths.map(of), &CancelHandle::new()).expect("a batch");
         assert!(done.iter().map(|one| one.tokens.len()).eq(lengths));
         gpu.assert_still(&format!("a batch, log-probabilities: {logprobs:?}"));
+        // Those who come first are two, or three.
+        warm_up_batch(model, &session_options(), &vec![of(1); 2], &mut |_| {}).expect("a warm-up");
+        gpu.new_kernels();
         come_and_go(model, &of);
         gpu.assert_still(&format!("sequences that come and go, log-probabilities: {logprobs:?}"));
     }
