@@ -73,8 +73,8 @@ pub fn warm_up(
 }
 
 /// The same for [`generate_batch`](super::generate_batch) of as many sessions as there are options, and for an [`Engine`] in
-/// which so many are the first to step together: others then come and go. (Where it may be fewer, each number has a warm-up.) What [`warm_up`] compiles, each
-/// session's prompt first of all, is not compiled here.
+/// which so many are the first to step together: others then come and go. (Where it may be fewer, each number has a warm-up.)
+/// What [`warm_up`] compiles, each session's prompt first of all, is not compiled here.
 ///
 /// # Errors
 ///

@@ -10,6 +10,7 @@
 
 use cubecl::client::Client;
 
+use super::gemm::has_cooperative;
 use crate::device::DeviceFailed;
 
 /// What a device allows.
@@ -26,6 +27,8 @@ pub(crate) struct DeviceLimits {
 
 /// What a GPU of 1 TFLOP/s computes in 100 ms where kernels reach six tenths of that.
 const SUBMISSION_FLOPS: u64 = 60_000_000_000;
+/// By how much more one computes that has cooperative matrices: the smallest of these reach some 8 TFLOP/s with them.
+const COOPERATIVE_GAIN: u64 = 8;
 /// Rows of which those of a launch are a multiple: kernels take about as many at once, and buffers can be bound from there.
 const GRANULARITY: usize = 64;
 /// Begins the names of wgpu's runtimes, whose devices draw, too.
@@ -42,10 +45,11 @@ impl DeviceLimits {
     pub(crate) fn of(client: &Client) -> Self {
         let memory = &client.properties().memory;
         let alignment = memory.alignment.max(1);
+        let gain = if has_cooperative(client) { COOPERATIVE_GAIN } else { 1 };
         let limits = Self {
             buffer_bytes: memory.max_page_size / alignment * alignment,
             alignment,
-            submission_flops: client.name().starts_with(WGPU).then_some(SUBMISSION_FLOPS),
+            submission_flops: client.name().starts_with(WGPU).then_some(SUBMISSION_FLOPS * gain),
         };
         #[cfg(test)]
         let limits = FORCED.get().map_or(limits, |forced| Self {

@@ -31,6 +31,7 @@ mod tests;
 mod tile;
 
 pub use layer_norm::{LayerNorm, write_layer_norm};
+pub(crate) use plan::has_cooperative;
 pub use plan::{Plan, Processor};
 pub(crate) use ptx::bf16_pair;
 pub use register_tile::{Numbers, RegisterTile};

@@ -236,7 +236,7 @@ impl Processor {
 const SMALLEST: Tile = Tile::cooperative([16, 64, 32], [1, 2], 2);
 
 /// Whether a device multiplies cooperative matrices of f16 into f32, in planes that all have the same size.
-pub(super) fn has_cooperative(client: &Client) -> bool {
+pub(crate) fn has_cooperative(client: &Client) -> bool {
     let (features, hardware) = (client.features(), &client.properties().hardware);
     let multiply = MmaConfig {
         a_type: ElemType::Float(FloatKind::F16),
