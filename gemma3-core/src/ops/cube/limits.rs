@@ -109,9 +109,9 @@ mod tests {
     fn a_launch_has_as_many_rows_as_the_work_allows() {
         let limits = DeviceLimits { buffer_bytes: 0, alignment: 256, submission_flops: Some(1000) };
         assert_eq!(limits.rows_of_launch(100, 10), 100);
-        // Not 128 and 2.
-        assert_eq!(limits.rows_of_launch(130, 7), 128);
         assert_eq!(limits.rows_of_launch(260, 6), 128);
+        // Not 448 and 72.
+        assert_eq!(limits.rows_of_launch(520, 2), 320);
         assert_eq!(limits.rows_of_launch(500, 4), 192);
         // A launch of the granularity is as small as can be.
         assert_eq!(limits.rows_of_launch(300, 1000), 64);

@@ -84,7 +84,8 @@ impl DecodeAttention {
         // Many groups of a few units would leave more results than there is shared memory.
         let groups = hardware.groups((GROUP_UNITS / hardware.lanes).max(1));
         let seen = window.map_or(cache.slots, |window| window.min(cache.slots));
-        let keys_at_once = if hardware.plane_operations { 4 } else { 2 };
+        // Sums over several planes go through shared memory, too.
+        let keys_at_once = if hardware.plane_operations && groups.planes == 1 { 4 } else { 2 };
         // A cube for each multiprocessor, as far as each has a turn's keys; few sequences of long contexts need
         // all of them.
         let cubes = hardware.multiprocessors() / (cache.kv_heads * cache.sequences);

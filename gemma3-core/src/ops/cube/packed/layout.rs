@@ -214,7 +214,7 @@ mod tests {
         for (format, cols, parts) in [
             (TensorFormat::BF16, 1152, 5),
             (TensorFormat::Q4_0, 1152, 2),
-            (TensorFormat::BF16, 2560, 10),
+            (TensorFormat::BF16, 2560, 11),
             (TensorFormat::Q6_K, 2560, 3),
         ] {
             let layout = Layout::new(format, 262_144, cols).unwrap();
