@@ -67,9 +67,7 @@ fn combine_kernel<O: Size>(
     let row = head / heads * comptime!(format.row_elements(4 * heads * quads));
     let to = row + head % heads * quads + quad;
     if comptime!(matches!(format, RowFormat::F16)) {
-        if head % heads == 0 && quad == 0 && share == 0 {
-            out[row + comptime!(heads * quads)] = Vector::<u32, O>::new(u32::reinterpret(1.0f32));
-        }
+        put_factor::<O>(out, row + comptime!(heads * quads), to == row && share == 0);
     }
     let each = comptime!(splits.div_ceil(shares));
     let (values, statistic) = combined_range(partial, head, quad, share * each, quads, splits, each);
@@ -99,6 +97,14 @@ fn combine_kernel<O: Size>(
             }
             out[to] = quad_words::<O>(values / Quad::new(sum), format);
         }
+    }
+}
+
+/// Writes what a row of f16 is multiplied by; one unit of its cubes does.
+#[cube]
+fn put_factor<O: Size>(out: &mut [Vector<u32, O>], at: usize, is_first: bool) {
+    if is_first {
+        out[at] = Vector::<u32, O>::new(u32::reinterpret(1.0f32));
     }
 }
 

@@ -431,7 +431,7 @@ fn launch_tiles(
         Engine::Cooperative => {
             let cells = Cells::choose(client, &job);
             let launch = match cells {
-                Cells::Words => cooperative_kernel::launch_unchecked::<u32>,
+                Cells::Words | Cells::WordPairs => cooperative_kernel::launch_unchecked::<u32>,
                 Cells::Eights | Cells::Fours => cooperative_kernel::launch_unchecked::<f16>,
             };
             // SAFETY: the lengths bound every index of the kernel; in shared memory it stays within the stages of tiles

@@ -169,15 +169,17 @@ fn products(
 /// `steps` times the product of matrices that a whole cube has, `m` by `n` by `k`, from shared memory.
 #[cube(launch_unchecked)]
 fn cube_peak_kernel(
-    x: &[f16],
+    x: &[Vector<u32, Const<4>>],
     out: &mut [f32],
     steps: u32,
     #[comptime] m: usize,
     #[comptime] n: usize,
     #[comptime] k: usize,
 ) {
-    let row = comptime!(4 * k + 8);
-    let mut tile = Shared::<[f16]>::new_aligned_slice(comptime!((m + n) * row), 32usize);
+    let row_halves = comptime!(4 * k + 8);
+    let row = comptime!(Cells::Words.of(row_halves));
+    let stride = comptime!(Cells::Words.stride(row_halves));
+    let mut tile = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(comptime!((m + n) * row), 32usize);
     let mut at = UNIT_POS as usize;
     while at < comptime!((m + n) * row) {
         tile[at] = x[at];
@@ -193,26 +195,29 @@ fn cube_peak_kernel(
         0.0f32,
     );
     for step in 0..steps {
-        let column = step as usize % 4 * k;
+        let column = step as usize % 4 * comptime!(Cells::Words.of(k));
         let second = comptime!(m * row) + column;
-        let a = cmma::Matrix::<f16, cmma::Cube>::from_slice(
-            cmma::MatrixIdent::A,
-            m,
-            n,
-            k,
-            cmma::MatrixLayout::RowMajor,
-            &tile[column..column + 1],
-            comptime!(row as u32).runtime(),
-        );
-        let b = cmma::Matrix::<f16, cmma::Cube>::from_slice(
-            cmma::MatrixIdent::B,
-            m,
-            n,
-            k,
-            cmma::MatrixLayout::ColMajor,
-            &tile[second..second + 1],
-            comptime!(row as u32).runtime(),
-        );
+        // SAFETY: both are loaded before they are used.
+        let (mut a, mut b) = unsafe {
+            (
+                cmma::Matrix::<f16, cmma::Cube>::uninitialized(
+                    cmma::MatrixIdent::A,
+                    m,
+                    n,
+                    k,
+                    cmma::MatrixLayout::RowMajor,
+                ),
+                cmma::Matrix::<f16, cmma::Cube>::uninitialized(
+                    cmma::MatrixIdent::B,
+                    m,
+                    n,
+                    k,
+                    cmma::MatrixLayout::ColMajor,
+                ),
+            )
+        };
+        cmma::load(&mut a, &tile[column..column + 1], stride.runtime());
+        cmma::load(&mut b, &tile[second..second + 1], stride.runtime());
         cmma::execute(&a, &b, &sums, &sums);
     }
     let at = CUBE_POS_X as usize * comptime!(m * n);
@@ -253,7 +258,7 @@ fn rates_of_matrices_of_cubes() {
                         &client,
                         CubeCount::Static(cubes as u32, 1, 1),
                         CubeDim::new_1d(units as u32),
-                        BufferArg::from_raw_parts(x.clone(), bytes / 2),
+                        BufferArg::from_raw_parts(x.clone(), bytes / 16),
                         BufferArg::from_raw_parts(out.clone(), cubes * m * n),
                         steps,
                         m,
@@ -278,7 +283,7 @@ fn rates_of_cooperative_matrices_alone() {
     println!("matrices of cubes: {:?}", properties.features.matmul.cube_mma);
     let cells = match client.name() {
         "cuda" => vec![Cells::Fours, Cells::Eights],
-        _ => vec![Cells::Fours, Cells::Words],
+        _ => vec![Cells::WordPairs, Cells::Words],
     };
     for (n, planes) in [(2, 4), (2, 8), (4, 4), (4, 8)] {
         for source in [Source::Registers, Source::Shared(40), Source::Shared(72)] {
@@ -300,7 +305,7 @@ fn peak(client: &Client, n: usize, planes: usize, source: Source, cells: Cells) 
     let x = client.create_from_slice(&halves);
     let out = client.empty(cubes * units * 4);
     let launch = match cells {
-        Cells::Words => peak_kernel::launch_unchecked::<u32>,
+        Cells::Words | Cells::WordPairs => peak_kernel::launch_unchecked::<u32>,
         Cells::Eights | Cells::Fours => peak_kernel::launch_unchecked::<f16>,
     };
     let (taken, _) = seconds(client, || {

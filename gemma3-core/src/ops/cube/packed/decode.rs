@@ -294,8 +294,9 @@ pub(crate) fn half_quad<N: Size>(
 ) -> (HalfPair, HalfPair) {
     if comptime!(matches!(layout.format, TensorFormat::Q4_0)) {
         let word = quants.extract(comptime!(index / 2));
+        let half = comptime!(index % 2);
         // Four nibbles twice, so that of two neighbors one lies in each half, the second of them 4 bits up.
-        let twice = if comptime!(index % 2 == 0) {
+        let twice = if comptime!(half == 0) {
             (word & 0xffffu32) | (word << 16u32)
         } else {
             (word >> 16u32) | (word & 0xffff_0000u32)

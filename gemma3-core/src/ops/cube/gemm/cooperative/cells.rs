@@ -5,7 +5,8 @@ use cubecl::prelude::*;
 
 use super::super::epilogue::Job;
 
-/// The runtime that compiles to SPIR-V, where matrices may be loaded from vectors of other numbers than theirs.
+/// The runtime that compiles to SPIR-V. Matrices may be loaded from vectors of other numbers than theirs there, and
+/// shared memory of 16-bit numbers would need a capability that cubecl doesn't declare.
 const SPIRV: &str = "wgpu<spirv>";
 
 /// Vectors that are written at once, and beginnings of which matrices are loaded from: 16 bytes where that can be, for
@@ -14,6 +15,8 @@ const SPIRV: &str = "wgpu<spirv>";
 pub(in super::super) enum Cells {
     /// Four words of two halves each.
     Words,
+    /// Two of these words.
+    WordPairs,
     /// Eight halves, where vectors are as long.
     Eights,
     /// Four halves.
@@ -23,10 +26,11 @@ pub(in super::super) enum Cells {
 impl Cells {
     /// Those of a device and a product. Items of F32 have no more than four weights.
     pub fn choose(client: &Client, job: &Job) -> Self {
+        let is_short = job.item_weights() < 8;
         match client.name() {
-            _ if job.item_weights() < 8 => Self::Fours,
+            SPIRV if is_short => Self::WordPairs,
             SPIRV => Self::Words,
-            _ if client.properties().hardware.max_vector_size >= 8 => Self::Eights,
+            _ if !is_short && client.properties().hardware.max_vector_size >= 8 => Self::Eights,
             _ => Self::Fours,
         }
     }
@@ -34,6 +38,7 @@ impl Cells {
     /// Numbers of a vector.
     pub const fn vector_size(self) -> usize {
         match self {
+            Self::WordPairs => 2,
             Self::Words | Self::Fours => 4,
             Self::Eights => 8,
         }
@@ -43,7 +48,7 @@ impl Cells {
     pub const fn words(self) -> usize {
         match self {
             Self::Words | Self::Eights => 4,
-            Self::Fours => 2,
+            Self::WordPairs | Self::Fours => 2,
         }
     }
 
@@ -55,7 +60,7 @@ impl Cells {
     /// What so many halves from a row to the next are in numbers.
     pub const fn stride(self, halves: usize) -> u32 {
         match self {
-            Self::Words => halves as u32 / 2,
+            Self::Words | Self::WordPairs => halves as u32 / 2,
             Self::Eights | Self::Fours => halves as u32,
         }
     }
