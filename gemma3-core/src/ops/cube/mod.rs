@@ -21,6 +21,11 @@
 //! The order of launches follows from `machine` and what runs over it: the decoder, or the image encoder.
 #![allow(unsafe_code, reason = "launches; each says why its buffers are large enough")]
 
+/// What the runtime that compiles to PTX calls itself.
+pub(crate) const CUDA: &str = "cuda";
+/// The same of the one that compiles to SPIR-V.
+pub(crate) const SPIRV: &str = "wgpu<spirv>";
+
 pub mod attention;
 pub(crate) mod commands;
 pub(crate) mod copy;

@@ -45,6 +45,7 @@ use cubecl::server::Handle;
 use half::f16;
 
 use crate::formats::TensorFormat;
+use crate::ops::cube::SPIRV;
 use crate::ops::cube::packed::{Layout, PackedMatrix};
 use cooperative::{Cells, cooperative_kernel};
 use epilogue::{Finish, Job};
@@ -297,9 +298,12 @@ fn launch_register_tiles(
     let quants = buffer(&matrix.quants, layout.rows * layout.row_words() / words);
     let side = buffer(&matrix.side, (layout.rows * layout.side_words()).max(1));
     let out = buffer(out, tile.splits * rows * job.outputs());
-    let launch = match tile.numbers {
-        Numbers::F32 => registers_kernel::launch_unchecked::<f32>,
-        Numbers::F16 => registers_kernel::launch_unchecked::<f16>,
+    let (halves, in_words) = (tile.numbers == Numbers::F16, client.name() == SPIRV);
+    let cell_numbers = if halves && in_words { 2 } else { 4 };
+    let launch = match (halves, in_words) {
+        (false, _) => registers_kernel::launch_unchecked::<f32, f32>,
+        (true, false) => registers_kernel::launch_unchecked::<f16, f16>,
+        (true, true) => registers_kernel::launch_unchecked::<f16, u32>,
     };
     let mut factor = matrix.stored_power.recip();
     if layout.format == TensorFormat::F16 {
@@ -311,6 +315,7 @@ fn launch_register_tiles(
             client,
             count,
             CubeDim::new_1d(tile.units() as u32),
+            cell_numbers,
             words,
             numbers,
             factors,

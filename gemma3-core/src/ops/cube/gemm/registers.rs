@@ -26,7 +26,8 @@ const INPUT_POWER: f32 = 1.0 / 256.0;
 /// What weights are multiplied by beside their matrix's power, which brings them below 2^15: to below 2^5.
 const WEIGHT_POWER: f32 = 1.0 / 1024.0;
 
-/// Four numbers that are multiplied.
+/// Four numbers that are multiplied. In shared memory they are cells, vectors of the same numbers or, of f16 through
+/// SPIR-V, of words: 16-bit numbers there would need a capability that cubecl doesn't declare.
 type Four<F> = Vector<F, Const<4>>;
 
 /// A product, as a constant of its kernel.
@@ -122,7 +123,7 @@ impl RegisterJob {
 /// lie one after the other in `out`. Of f16, `factors` are the words of `x`, weights are multiplied by
 /// `power` and [`WEIGHT_POWER`], and `factor` is the inverse of `power`.
 #[cube(launch_unchecked)]
-pub(super) fn registers_kernel<F: Float, N: Size>(
+pub(super) fn registers_kernel<F: Float, E: Scalar, M: Size, N: Size>(
     x: &[Four<F>],
     factors: &[u32],
     quants: &[Vector<u32, N>],
@@ -137,8 +138,8 @@ pub(super) fn registers_kernel<F: Float, N: Size>(
     #[comptime] job: RegisterJob,
 ) {
     let tile = comptime!(job.tile);
-    let mut input = Shared::<[Four<F>]>::new_slice(comptime!(tile.m() * job.quads()));
-    let mut weights = Shared::<[Four<F>]>::new_slice(comptime!(tile.n() * job.quads()));
+    let mut input = Shared::<[Vector<E, M>]>::new_slice(comptime!(tile.m() * job.quads()));
+    let mut weights = Shared::<[Vector<E, M>]>::new_slice(comptime!(tile.n() * job.quads()));
     let mut sums = Array::<Four<F>>::new(comptime!(job.sums()));
     let mut totals = Array::<Quad>::new(comptime!(job.sums()));
     #[unroll]
@@ -162,8 +163,8 @@ pub(super) fn registers_kernel<F: Float, N: Size>(
     fetch_input::<F>(x, &mut held, first, rows, job);
     fetch_weights::<N>(quants, side, &mut fetched, &mut sides, first, job);
     for depth in first..end {
-        store_input::<F>(&held, &mut input, job);
-        store_weights::<F, N>(&fetched, &sides, &mut weights, depth, power, job);
+        store_input::<F, E, M>(&held, &mut input, job);
+        store_weights::<F, E, M, N>(&fetched, &sides, &mut weights, depth, power, job);
         sync_cube();
         // The last tile once more, where there is none after it.
         let next = min(depth + 1, end - 1);
@@ -173,7 +174,7 @@ pub(super) fn registers_kernel<F: Float, N: Size>(
             for run in 0..comptime!(tile.depth / RUN) {
                 for quad in 0..comptime!(RUN / 4) {
                     let quad = run * comptime!(RUN / 4) + quad;
-                    multiply::<F>(&input, &weights, &mut sums, quad, row, column, job);
+                    multiply::<F, E, M>(&input, &weights, &mut sums, quad, row, column, job);
                 }
                 #[unroll]
                 for i in 0..job.sums() {
@@ -183,7 +184,7 @@ pub(super) fn registers_kernel<F: Float, N: Size>(
             }
         } else {
             for quad in 0..comptime!(job.quads()) {
-                multiply::<F>(&input, &weights, &mut sums, quad, row, column, job);
+                multiply::<F, E, M>(&input, &weights, &mut sums, quad, row, column, job);
             }
         }
         sync_cube();
@@ -203,6 +204,20 @@ pub(super) fn registers_kernel<F: Float, N: Size>(
 #[cube]
 fn swizzled(row: usize, quad: usize, #[comptime] job: RegisterJob) -> usize {
     if comptime!(job.quads() == 4) { quad ^ ((row >> 1) & 3) } else { quad ^ (row & 7) }
+}
+
+/// Four numbers as a cell of shared memory.
+#[cube]
+fn cell_of<F: Float, E: Scalar, M: Size>(four: Four<F>) -> Vector<E, M> {
+    let width = M::value();
+    if comptime!(width == 4) { Vector::<E, M>::cast_from(four) } else { Vector::<E, M>::reinterpret(four) }
+}
+
+/// The numbers of a cell.
+#[cube]
+fn four_of<F: Float, E: Scalar, M: Size>(cell: Vector<E, M>) -> Four<F> {
+    let width = M::value();
+    if comptime!(width == 4) { Four::<F>::cast_from(cell) } else { Four::<F>::reinterpret(cell) }
 }
 
 /// Loads quads of the input into registers, zeros beyond the end of a row. Rows beyond the last repeat it.
@@ -234,7 +249,11 @@ fn fetch_input<F: Float>(
 
 /// Writes what [`fetch_input`] has loaded to shared memory.
 #[cube]
-fn store_input<F: Float>(held: &Array<Four<F>>, to: &mut [Four<F>], #[comptime] job: RegisterJob) {
+fn store_input<F: Float, E: Scalar, M: Size>(
+    held: &Array<Four<F>>,
+    to: &mut [Vector<E, M>],
+    #[comptime] job: RegisterJob,
+) {
     let tile = comptime!(job.tile);
     let each = comptime!(job.quads());
     #[unroll]
@@ -244,9 +263,9 @@ fn store_input<F: Float>(held: &Array<Four<F>>, to: &mut [Four<F>], #[comptime] 
         if comptime!((load + 1) * tile.units() <= tile.m() * each) || row < comptime!(tile.m()) {
             let to_at = row * each + swizzled(row, at % each, job);
             if comptime!(job.halves()) {
-                to[to_at] = held[load] * Four::<F>::new(F::new(INPUT_POWER));
+                to[to_at] = cell_of::<F, E, M>(held[load] * Four::<F>::new(F::new(INPUT_POWER)));
             } else {
-                to[to_at] = held[load];
+                to[to_at] = cell_of::<F, E, M>(held[load]);
             }
         }
     }
@@ -285,10 +304,10 @@ fn fetch_weights<N: Size>(
 /// Writes the fetched weights to shared memory, multiplied by `power` where they become f16; zeros beyond the end of a
 /// row.
 #[cube]
-fn store_weights<F: Float, N: Size>(
+fn store_weights<F: Float, E: Scalar, M: Size, N: Size>(
     fetched: &Array<Vector<u32, N>>,
     sides: &Array<u32>,
-    to: &mut [Four<F>],
+    to: &mut [Vector<E, M>],
     depth: usize,
     power: f32,
     #[comptime] job: RegisterJob,
@@ -315,7 +334,8 @@ fn store_weights<F: Float, N: Size>(
                 if comptime!(items % each != 0) {
                     w = select(inside, w, Quad::new(0.0f32));
                 }
-                to[row * comptime!(job.quads()) + swizzled(row, first + q, job)] = Four::<F>::cast_from(w);
+                to[row * comptime!(job.quads()) + swizzled(row, first + q, job)] =
+                    cell_of::<F, E, M>(Four::<F>::cast_from(w));
             }
         }
     }
@@ -334,9 +354,9 @@ fn matrix_row(row: usize, #[comptime] job: RegisterJob) -> usize {
 /// Adds the products of quad `quad` of a tile to a unit's sums, \[unit_m, unit_n\]. Its rows of both lie as far apart as
 /// there are units beside it.
 #[cube]
-fn multiply<F: Float>(
-    input: &[Four<F>],
-    weights: &[Four<F>],
+fn multiply<F: Float, E: Scalar, M: Size>(
+    input: &[Vector<E, M>],
+    weights: &[Vector<E, M>],
     sums: &mut Array<Four<F>>,
     quad: usize,
     row: usize,
@@ -355,7 +375,8 @@ fn multiply<F: Float>(
         let mut of_rows = Array::<Four<F>>::new(4usize);
         #[unroll]
         for i in 0..4usize {
-            of_rows[i] = weights[weights_at + comptime!((4 * j + i) * tile.units_n * quads)];
+            of_rows[i] =
+                four_of::<F, E, M>(weights[weights_at + comptime!((4 * j + i) * tile.units_n * quads)]);
         }
         #[unroll]
         for k in 0..4usize {
@@ -369,7 +390,7 @@ fn multiply<F: Float>(
     }
     #[unroll]
     for i in 0..tile.unit_m {
-        let x = input[input_at + comptime!(i * tile.units_m * quads)];
+        let x = four_of::<F, E, M>(input[input_at + comptime!(i * tile.units_m * quads)]);
         #[unroll]
         for k in 0..4usize {
             let x = Four::<F>::new(x.extract(k));

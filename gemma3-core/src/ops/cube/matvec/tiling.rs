@@ -7,6 +7,7 @@ use cubecl::ir::{ElemType, FloatKind, UIntKind};
 use crate::ops::Precision;
 use crate::ops::cube::packed::Layout;
 use crate::ops::cube::reduce::Groups;
+use crate::ops::cube::{CUDA, SPIRV};
 
 /// What the numbers of the input become before they are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,13 +73,6 @@ const MIN_UNITS: usize = 4;
 const DEFAULT_MULTIPROCESSORS: usize = 64;
 /// Units that a multiprocessor runs at once, about.
 const UNITS_OF_MULTIPROCESSOR: usize = 1024;
-/// The runtime that compiles to PTX, where every device sums up products of bytes and converts f16.
-const CUDA: &str = "cuda";
-/// The runtime that compiles to SPIR-V. Vulkan has had an instruction for products of bytes since 1.3, and before as an
-/// extension that most drivers have; where a device has neither, cubecl makes the same of others. (WGSL has one too,
-/// `dot4I8Packed`, but cubecl's compiler to WGSL always makes it of others, which is slower than f32.)
-const SPIRV: &str = "wgpu<spirv>";
-
 /// Rows of input from which on a result is one sum, not four side by side, so that more fit in registers.
 pub(crate) const MIN_NARROW_BATCH: usize = 4;
 
@@ -113,6 +107,9 @@ impl Hardware {
             shared_bytes,
             units: multiprocessors * UNITS_OF_MULTIPROCESSOR,
             max_cubes: hardware.max_cube_count.0 as usize,
+            // Vulkan has had an instruction for products of bytes since 1.3, and before as an extension that most drivers
+            // have; where a device has neither, cubecl makes the same of others. (WGSL has one too, `dot4I8Packed`, but
+            // cubecl's compiler to WGSL always makes it of others, which is slower than f32.)
             integer_dots: [CUDA, SPIRV].contains(&client.name()),
             native_halves: match client.name() {
                 CUDA => true,

@@ -4,13 +4,11 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 
 use super::super::epilogue::Job;
-
-/// The runtime that compiles to SPIR-V. Matrices may be loaded from vectors of other numbers than theirs there, and
-/// shared memory of 16-bit numbers would need a capability that cubecl doesn't declare.
-const SPIRV: &str = "wgpu<spirv>";
+use crate::ops::cube::SPIRV;
 
 /// Vectors that are written at once, and beginnings of which matrices are loaded from: 16 bytes where that can be, for
-/// which devices have the quickest instructions.
+/// which devices have the quickest instructions. In SPIR-V matrices may be loaded from vectors of other numbers than
+/// theirs, and shared memory of 16-bit numbers would need a capability that cubecl doesn't declare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in super::super) enum Cells {
     /// Four words of two halves each.
