@@ -200,7 +200,7 @@ impl LayerBuffers {
 
     /// Whether the part of one sequence can be taken for a buffer.
     pub(super) fn can_be_divided(&self, alignment: u64) -> bool {
-        (self.layout.bytes() / self.layout.sequences.max(1)) as u64 % alignment.max(1) == 0
+        ((self.layout.bytes() / self.layout.sequences.max(1)) as u64).is_multiple_of(alignment.max(1))
     }
 
     /// The part of one sequence.

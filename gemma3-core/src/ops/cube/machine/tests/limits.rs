@@ -155,7 +155,7 @@ fn tokens_are_chosen_alike_with_other_planes() {
             let wanted = Wanted::Token(&choice);
             let mut entrants = [Entrant { input, position: 5 + sent, cache: &mut cache, wanted }];
             let outcomes = cube.run(&mut entrants, &mut model).expect("enqueued").wait().expect("computed");
-            tokens.push(outcomes[0].token.clone().expect("asked for").expect("a token"));
+            tokens.push(outcomes[0].token.expect("asked for").expect("a token"));
         }
         tokens
     };
