@@ -233,9 +233,8 @@ impl Shader {
 /// Parses and validates with the rules of WebGPU.
 fn validate(source: &str) -> Result<(Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(source).map_err(|error| error.emit_to_string(source))?;
-    // All are of the language; where a browser has no subgroups or no `shader-f16`, the shaders ask for none.
-    let capabilities =
-        Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    // Both are of the language, the first where a browser has subgroups.
+    let capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
     let info = info.map_err(|error| error.emit_to_string(source))?;
     Ok((module, info))

@@ -10,6 +10,7 @@ use super::rows::RowFormat;
 use super::tile::{DEPTH, Engine, SIDE, Tile};
 use crate::formats::TensorFormat;
 use crate::ops::Precision;
+use crate::ops::cube::SPIRV;
 use crate::ops::cube::packed::Layout;
 
 /// A kernel and its division of a product.
@@ -256,11 +257,12 @@ pub(crate) fn has_cooperative(client: &Client) -> bool {
         && 4 * planes <= hardware.max_units_per_cube
 }
 
-/// Whether a device multiplies more f16 than f32: two at a time, as GPUs with 16-bit arithmetic do but for Apple's.
+/// Whether a device multiplies more f16 than f32: two at a time, as GPUs with 16-bit arithmetic do.
+///
+/// Not in WGSL: cubecl says there what the adapter has, and the device that an application has opened may lack it.
 fn multiplies_halves(client: &Client) -> bool {
     let usage = client.properties().type_usage(ElemType::Float(FloatKind::F16));
-    usage.is_superset(TypeUsage::Arithmetic | TypeUsage::Buffer)
-        && !client.properties().identity.name.contains("Apple")
+    client.name() == SPIRV && usage.is_superset(TypeUsage::Arithmetic | TypeUsage::Buffer)
 }
 
 impl Engine {
