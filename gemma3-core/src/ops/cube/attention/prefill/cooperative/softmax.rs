@@ -72,7 +72,7 @@ pub(super) fn hide(
 }
 
 /// Scores, once they are multiplied by `factor`, into weights relative to the row's reference. Gives what the weights so
-/// far have to be multiplied by: 1 unless the reference has moved and there are any.
+/// far have to be multiplied by: 1 unless the reference has moved, from where something was seen.
 #[cube]
 pub(super) fn soften(
     quads: &mut Array<Quad>,
@@ -107,7 +107,8 @@ pub(super) fn soften(
     }
     let sum = sums[sixteen];
     sums[sixteen] = sum * shrink;
-    select(sum > 0.0f32, shrink, 1.0f32)
+    // All units of a row have to agree, whatever each has summed up.
+    select(before > LOWEST, shrink, 1.0f32)
 }
 
 /// Weights as halves; their sum as they were rounded.
