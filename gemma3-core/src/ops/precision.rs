@@ -9,10 +9,10 @@ pub enum Precision {
     /// What the device does fastest. On flex, with weights in block formats, activations are rounded to 8 bits
     /// with a scale for every 32 of a row, as llama.cpp does (those of prompts to 14 bits with Q8_0 and
     /// Q6_K): about 0.5% of a product's size. With bf16 weights and many rows they are rounded to bf16 on
-    /// processors that multiply bf16 faster than f32 (Zen 4). On CUDA activations are rounded to 8 bits in blocks of
-    /// 32 where a single token meets block formats, and to bf16 where many rows meet tensor cores; on Vulkan to
-    /// f16, scaled row by row, where many rows meet cooperative matrices. Elsewhere products are those of
-    /// [`Precision::Exact`].
+    /// processors that multiply bf16 faster than f32 (Zen 4). On GPUs activations are rounded to 8 bits in blocks of
+    /// 32 where a single token meets block formats and the device sums up products of bytes (CUDA, Vulkan), and where
+    /// many rows meet a matrix to bf16 (tensor cores through CUDA) or to f16 with a power of two for each row (Vulkan's
+    /// cooperative matrices, and any device that has f16). Elsewhere products are those of [`Precision::Exact`].
     #[default]
     Fast,
 }
