@@ -12,7 +12,7 @@ pub enum Precision {
     /// processors that multiply bf16 faster than f32 (Zen 4). On GPUs activations are rounded to 8 bits in blocks of
     /// 32 where a single token meets block formats and the device sums up products of bytes (CUDA, Vulkan), and where
     /// many rows meet a matrix to bf16 (tensor cores through CUDA) or to f16 with a power of two for each row (Vulkan's
-    /// cooperative matrices, and any device that has f16). Elsewhere products are those of [`Precision::Exact`].
+    /// own shaders, where a device has f16). Elsewhere products are those of [`Precision::Exact`].
     #[default]
     Fast,
 }
