@@ -61,6 +61,11 @@ pub struct Arguments {
     #[cfg_attr(not(any(feature = "wgpu", feature = "cuda", feature = "rocm")), allow(dead_code))]
     pub costs: bool,
 
+    /// What each kernel of a whole prompt takes, alone: of `--models` and `--prompts`, and with `--vision` of an image.
+    #[arg(long)]
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda", feature = "rocm")), allow(dead_code))]
+    pub profile: bool,
+
     /// Also measure burn's product for the limit; its search for a kernel can take most of a minute.
     #[arg(long)]
     pub burn_gemm: bool,
@@ -137,6 +142,7 @@ pub enum Part {
     Costs,
     Empty,
     Divisions,
+    Profile,
 }
 
 impl Arguments {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use gemma3::CacheOptions;
 use gemma3::core::config::TextConfig;
 use gemma3::core::model::{Model, Segment, SegmentInput};
-use gemma3::core::ops::costs::{self, Buffers, EmptyLaunches, FewRows, ReplayCosts};
+use gemma3::core::ops::costs::{self, Buffers, EmptyLaunches, FewRows, Launched, ReplayCosts};
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::{Arguments, Part};
@@ -22,7 +22,7 @@ const WARM: usize = 16;
 
 /// A line of the output, of a process of its own.
 #[derive(Debug, Serialize, Deserialize)]
-struct Line(String);
+pub struct Line(pub String);
 
 /// Launches that wgpu's runtime submits together at most, as they are tried.
 const TASKS: [usize; 4] = [32, 64, 128, 1024];
@@ -58,7 +58,8 @@ pub fn run(part: Part, arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-fn say(text: String) -> Result<(), Failure> {
+/// Answers with a line.
+pub fn say(text: String) -> Result<(), Failure> {
     child::answer(&Line(text))
 }
 
@@ -114,8 +115,18 @@ fn step(random: &RandomModel, arguments: &Arguments) -> Result<(), Failure> {
     let launches: usize = kernels.iter().map(|kernel| kernel.count).sum();
     let sum: f64 = kernels.iter().map(|kernel| kernel.took_us).sum();
     say(format!("{random}: a step is {launches} launches, which take {sum:.1} us by themselves:"))?;
+    say_kernels(&kernels)?;
+    match costs::of_step(&mut cache, launches)? {
+        Some(costs) => say(format!("  a replay: {}", text(&costs, launches)))?,
+        None => say("  this device records nothing".to_owned())?,
+    }
+    say(format!("  a token with its wait, of {} steps: {:.1} us", STEPS, decode_us(&model, depth)?))
+}
+
+/// Says what each kernel has taken.
+pub fn say_kernels(kernels: &[Launched]) -> Result<(), Failure> {
     let mut short = BTreeMap::<String, (usize, f64)>::new();
-    for kernel in &kernels {
+    for kernel in kernels {
         let (count, took) = short.entry(short_name(kernel.kernel)).or_default();
         *count += kernel.count;
         *took += kernel.took_us;
@@ -123,11 +134,7 @@ fn step(random: &RandomModel, arguments: &Arguments) -> Result<(), Failure> {
     for (kernel, (count, took)) in short {
         say(format!("  {count:>4} {kernel:<28} {took:9.1} us, {:7.2} each", took / count as f64))?;
     }
-    match costs::of_step(&mut cache, launches)? {
-        Some(costs) => say(format!("  a replay: {}", text(&costs, launches)))?,
-        None => say("  this device records nothing".to_owned())?,
-    }
-    say(format!("  a token with its wait, of {} steps: {:.1} us", STEPS, decode_us(&model, depth)?))
+    Ok(())
 }
 
 /// Millionths of a second of a token that is chosen on the device, as an application gets it.
@@ -146,7 +153,7 @@ fn decode_us(model: &Model, depth: usize) -> Result<f64, Failure> {
 }
 
 /// The name of a kernel without its path and its parameters.
-fn short_name(kernel: &str) -> String {
+pub fn short_name(kernel: &str) -> String {
     let path = kernel.split('<').next().unwrap_or(kernel);
     let mut parts: Vec<&str> = path.rsplit("::").take(2).collect();
     parts.reverse();

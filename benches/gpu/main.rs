@@ -6,8 +6,8 @@
 //! has its share of the first, a prefill and the image encoder have theirs of the second ([`work`] says of what). With
 //! further options: the host's memory while a model loads (`--load`), whether a seed repeats (`--determinism`), many
 //! steps in a row (`--steady`), the time of a start (`--warm`). Alone, `--tiles` measures the products of devices without
-//! matrix hardware by each of their tiles, against plain multiply-adds, and `--costs` what a decode step costs beside its
-//! computations.
+//! matrix hardware by each of their tiles, against plain multiply-adds, `--costs` what a decode step costs beside its
+//! computations, and `--profile` each kernel of a whole prompt and of an image.
 //!
 //! Each part runs in a process of its own ([`child`]); this one only prints and writes. Without any argument, as
 //! `cargo test --benches` runs it, nothing is measured.
@@ -39,6 +39,15 @@ mod load;
 mod measure;
 mod memory;
 mod models;
+#[cfg(any(
+    feature = "wgpu",
+    feature = "vulkan",
+    feature = "metal",
+    feature = "webgpu",
+    feature = "cuda",
+    feature = "rocm"
+))]
+mod profile;
 mod report;
 mod start;
 mod steady;
@@ -87,7 +96,24 @@ fn main() -> Result<(), Failure> {
             feature = "rocm"
         ))]
         None if arguments.tiles => tiles::print(&arguments),
+        #[cfg(any(
+            feature = "wgpu",
+            feature = "vulkan",
+            feature = "metal",
+            feature = "webgpu",
+            feature = "cuda",
+            feature = "rocm"
+        ))]
         None if arguments.costs => costs::print(&arguments),
+        #[cfg(any(
+            feature = "wgpu",
+            feature = "vulkan",
+            feature = "metal",
+            feature = "webgpu",
+            feature = "cuda",
+            feature = "rocm"
+        ))]
+        None if arguments.profile => profile::print(&arguments),
         None => run_all(&arguments),
     }
 }
@@ -114,6 +140,15 @@ fn run_part(part: Part, arguments: &Arguments) -> Result<(), Failure> {
             feature = "rocm"
         ))]
         Part::Costs | Part::Empty | Part::Divisions => costs::run(part, arguments),
+        #[cfg(any(
+            feature = "wgpu",
+            feature = "vulkan",
+            feature = "metal",
+            feature = "webgpu",
+            feature = "cuda",
+            feature = "rocm"
+        ))]
+        Part::Profile => profile::run(arguments),
         #[allow(unreachable_patterns, reason = "without GPUs nothing else is left")]
         _ => Err("this part is of GPUs".into()),
     }

@@ -81,8 +81,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let side = config.image_size;
     let repetitions = if arguments.tiny { 2 } else { REPETITIONS };
 
-    let value = |i: usize| (i.wrapping_mul(2_654_435_761) % 1999) as f32 / 1000.0 - 1.0;
-    let pixels: Vec<f32> = (0..3 * side * side).map(value).collect();
+    let pixels = pixels(side);
     let forward_ms = milliseconds(repetitions, || read(&model.forward(pixels.clone(), 1)?))?;
 
     let bytes: Vec<u8> = (0..3 * side * side).map(|i| (i.wrapping_mul(2_654_435_761) % 251) as u8).collect();
@@ -94,8 +93,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     child::answer(&Encoded { side, forward_ms, encode_ms, work })
 }
 
+/// Values of an image's pixels that look random and are the same every time.
+pub fn pixels(side: usize) -> Vec<f32> {
+    let value = |i: usize| (i.wrapping_mul(2_654_435_761) % 1999) as f32 / 1000.0 - 1.0;
+    (0..3 * side * side).map(value).collect()
+}
+
 /// Waits until the device has made the soft tokens.
-fn read(images: &[SoftTokens]) -> Result<(), VisionError> {
+pub fn read(images: &[SoftTokens]) -> Result<(), VisionError> {
     images.iter().try_for_each(|image| Ok(image.to_vec().map(drop)?))
 }
 
@@ -111,7 +116,8 @@ fn milliseconds(repetitions: usize, run: impl Fn() -> Result<(), VisionError>) -
     Ok(all)
 }
 
-fn load(device: &Device, arguments: &Arguments) -> Result<VisionModel, Failure> {
+/// The image encoder on a device.
+pub fn load(device: &Device, arguments: &Arguments) -> Result<VisionModel, Failure> {
     let (vision, tokens) = encoder(arguments.tiny);
     let preprocessor = PreprocessorConfig { image_size: vision.image_size, ..PreprocessorConfig::gemma3() };
     let tensors = random_tensors(&vision, TEXT_HIDDEN_SIZE, TensorFormat::BF16);

@@ -107,7 +107,7 @@ pub fn of_step(cache: &mut KvCache, launches: usize) -> Result<Option<ReplayCost
     Ok(Some(unsafe { replay_costs(commands.client(), graph, launches)? }))
 }
 
-/// A kernel that was launched by itself, with a clock at both ends.
+/// Launches of a kernel, each by itself, with a clock at both ends.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launched {
     /// As cubecl calls it.
@@ -136,21 +136,27 @@ impl LaunchObserver for Observer {
 /// What each kernel takes that `run` launches, whoever else launches meanwhile included. Kernels that it records are not
 /// timed.
 pub fn of_launches<T>(run: impl FnOnce() -> T) -> (T, Vec<Launched>) {
+    let (result, launches) = in_order(run);
+    let mut kernels = BTreeMap::<&'static str, Launched>::new();
+    for Launched { kernel, count, took_us } in launches {
+        let all = kernels.entry(kernel).or_insert(Launched { kernel, count: 0, took_us: 0.0 });
+        all.count += count;
+        all.took_us += took_us;
+    }
+    (result, kernels.into_values().collect())
+}
+
+/// The same of each launch by itself, in their order.
+pub fn in_order<T>(run: impl FnOnce() -> T) -> (T, Vec<Launched>) {
     let observer = Arc::new(Observer::default());
     let watching = LaunchObservation::new(observer.clone());
     let result = run();
     drop(watching);
-    let mut kernels = BTreeMap::<&'static str, (usize, f64)>::new();
     let profiles = std::mem::take(&mut *observer.0.lock().unwrap_or_else(PoisonError::into_inner));
-    for (kernel, profile) in profiles {
-        if let Some(ticks) = waiting(|| block_on(profile.resolve())) {
-            let (count, took) = kernels.entry(kernel).or_default();
-            *count += 1;
-            *took += ticks.duration().as_secs_f64();
-        }
-    }
-    let launched =
-        kernels.into_iter().map(|(kernel, (count, took))| Launched { kernel, count, took_us: 1e6 * took });
+    let launched = profiles.into_iter().filter_map(|(kernel, profile)| {
+        let ticks = waiting(|| block_on(profile.resolve()))?;
+        Some(Launched { kernel, count: 1, took_us: 1e6 * ticks.duration().as_secs_f64() })
+    });
     (result, launched.collect())
 }
 
