@@ -6,7 +6,6 @@ use cubecl::prelude::*;
 use half::f16;
 
 use super::super::epilogue::Job;
-use super::super::halves::f16_pair;
 use super::super::ptx::Chunk;
 use super::super::rows::RowFormat;
 use super::super::staging::matrix_row;
@@ -214,8 +213,10 @@ fn halves_of<I: Size>(
             words.insert(comptime!(2 * pair + 1), u32::reinterpret(high * scale));
         } else {
             let quad = powered::<I>(packed, &fetched.sides, item, comptime!(at / 2), start, power, job);
-            words.insert(comptime!(2 * pair), f16_pair(quad.extract(0usize), quad.extract(1usize)));
-            words.insert(comptime!(2 * pair + 1), f16_pair(quad.extract(2usize), quad.extract(3usize)));
+            // Devices with matrices of f16 convert to it: one instruction for two numbers, where their bits take thirty.
+            let halves = Vector::<u32, Const<2>>::reinterpret(Vector::<f16, Const<4>>::cast_from(quad));
+            words.insert(comptime!(2 * pair), halves.extract(0usize));
+            words.insert(comptime!(2 * pair + 1), halves.extract(1usize));
         }
     }
     words
