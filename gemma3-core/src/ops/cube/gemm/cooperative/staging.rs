@@ -59,12 +59,27 @@ impl Places {
     }
 }
 
+/// The row of a tile that neighbouring units come to as the `index`-th: rows of less than 128 bytes in an order in which
+/// those that eight units write at once lie in different banks. Each eight rows stay together.
+#[cube]
+fn spread(index: u32, #[comptime] depth: usize) -> u32 {
+    if comptime!(depth == 32) {
+        // Rows of 80 bytes from one to the next, two of 64 at once: 0 and 4, 1 and 5, and so on.
+        (index & 0xffff_fff8u32) | ((index & 1u32) << 2u32) | ((index >> 1u32) & 3u32)
+    } else if comptime!(depth == 16) {
+        // Rows of 48 bytes, four of 32 at once: the even ones, then the odd ones.
+        (index & 0xffff_fff8u32) | ((index & 3u32) << 1u32) | ((index >> 2u32) & 1u32)
+    } else {
+        index
+    }
+}
+
 /// Row and chunk of the input's tile that a unit's load `load` is.
 #[cube]
 fn input_place(#[comptime] load: usize, #[comptime] job: Job) -> (u32, u32) {
     let at = UNIT_POS + comptime!((load * job.tile.units()) as u32);
     let each = comptime!((job.tile.depth / CHUNK) as u32);
-    (at / each, at % each)
+    (spread(at / each, comptime!(job.tile.depth)), at % each)
 }
 
 /// Row and item of the weights' tile that a unit's load `load` is.
@@ -72,7 +87,7 @@ fn input_place(#[comptime] load: usize, #[comptime] job: Job) -> (u32, u32) {
 fn weights_place(#[comptime] load: usize, #[comptime] job: Job) -> (u32, u32) {
     let at = UNIT_POS + comptime!((load * job.tile.units()) as u32);
     let each = comptime!(job.tile_items() as u32);
-    (at / each, at % each)
+    (spread(at / each, comptime!(job.tile.depth)), at % each)
 }
 
 /// A unit's share of a tile, as it lies in memory.
