@@ -170,6 +170,10 @@ mod tests {
         let mut random = Random::new(50);
         let numbers = [(); 3].map(|()| random.floats(2 * 37 * 8 * 72));
         check(&client, attention, &numbers);
+        // One whose tokens fill both, as those of an image do.
+        let attention = FullAttention { sequences: 1, tokens: 128, ..attention };
+        let numbers = [(); 3].map(|()| random.floats(128 * 8 * 72));
+        check(&client, attention, &numbers);
     }
 
     #[test]

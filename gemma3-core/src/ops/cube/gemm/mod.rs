@@ -30,6 +30,7 @@ mod tensor;
 mod tests;
 mod tile;
 
+pub(in crate::ops::cube) use cooperative::{Cells, cell_of, loaded};
 pub use layer_norm::{LayerNorm, write_layer_norm};
 pub(crate) use plan::has_cooperative;
 pub use plan::{Plan, Processor};
@@ -47,7 +48,7 @@ use half::f16;
 use crate::formats::TensorFormat;
 use crate::ops::cube::SPIRV;
 use crate::ops::cube::packed::{Layout, PackedMatrix};
-use cooperative::{Cells, cooperative_kernel};
+use cooperative::cooperative_kernel;
 use epilogue::{Finish, Job};
 use parts::{UNITS, parts_kernel, register_parts_kernel};
 use registers::{RegisterJob, registers_kernel};
@@ -436,9 +437,9 @@ fn launch_tiles(
         Engine::Warpgroups => tile.sums().next_power_of_two(),
         Engine::Cooperative => {
             let cells = Cells::choose(client, &job);
-            let launch = match cells {
-                Cells::Words | Cells::WordPairs => cooperative_kernel::launch_unchecked::<u32>,
-                Cells::Eights | Cells::Fours => cooperative_kernel::launch_unchecked::<f16>,
+            let launch = match cells.are_words() {
+                true => cooperative_kernel::launch_unchecked::<u32>,
+                false => cooperative_kernel::launch_unchecked::<f16>,
             };
             // SAFETY: the lengths bound every index of the kernel; in shared memory it stays within the stages of tiles
             // and the planes' places.

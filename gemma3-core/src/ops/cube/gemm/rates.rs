@@ -11,7 +11,6 @@ use cubecl::future::block_on;
 use cubecl::ir::{ElemType, FloatKind};
 use half::f16;
 
-use super::cooperative::loaded;
 use super::plan::has_cooperative;
 use super::tile::SIDE;
 use super::*;
@@ -304,9 +303,9 @@ fn peak(client: &Client, n: usize, planes: usize, source: Source, cells: Cells) 
     let halves: Vec<u8> = random.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
     let x = client.create_from_slice(&halves);
     let out = client.empty(cubes * units * 4);
-    let launch = match cells {
-        Cells::Words | Cells::WordPairs => peak_kernel::launch_unchecked::<u32>,
-        Cells::Eights | Cells::Fours => peak_kernel::launch_unchecked::<f16>,
+    let launch = match cells.are_words() {
+        true => peak_kernel::launch_unchecked::<u32>,
+        false => peak_kernel::launch_unchecked::<f16>,
     };
     let (taken, _) = seconds(client, || {
         // SAFETY: the lengths are more than the kernel reads, and as many as it has units.

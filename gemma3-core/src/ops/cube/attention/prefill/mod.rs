@@ -29,6 +29,7 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use half::f16;
 
 use super::cache::{CacheFormat, CacheLayout};
 use crate::ops::cube::gemm::{RowFormat, Rows};
@@ -223,11 +224,15 @@ pub fn prefill_attention(
         // SAFETY: as above.
         PrefillPath::Cooperative(tile) => unsafe {
             let shape = CooperativeShape { attention, tile, operands: Operands::Cached, out };
-            cooperative::visible_kernel::launch_unchecked(
+            let launch = match tile.cells.are_words() {
+                true => cooperative::visible_kernel::launch_unchecked::<u32>,
+                false => cooperative::visible_kernel::launch_unchecked::<f16>,
+            };
+            launch(
                 client,
                 shape.cubes(tokens, 1),
                 shape.dim(),
-                halves_at_once(client),
+                tile.cells.vector_size(),
                 out.words_of_quad(),
                 buffer(buffers.queries, numbers / 4),
                 buffer(buffers.keys, attention.cache.quads() / 2),
@@ -285,13 +290,17 @@ pub(super) fn cooperative_full_attention(
     let out_format = RowFormat::F16;
     let shape = CooperativeShape { attention, tile, operands: Operands::Rows, out: out_format };
     let words = sequences * tokens * out_format.row_words(attention.heads * head_dim);
+    let launch = match tile.cells.are_words() {
+        true => cooperative::full_kernel::launch_unchecked::<u32>,
+        false => cooperative::full_kernel::launch_unchecked::<f16>,
+    };
     // SAFETY: the lengths are those of the shapes; the kernel keeps rows and slots below the tokens.
     unsafe {
-        cooperative::full_kernel::launch_unchecked(
+        launch(
             client,
             shape.cubes(tokens, sequences),
             shape.dim(),
-            halves_at_once(client),
+            tile.cells.vector_size(),
             out_format.words_of_quad(),
             BufferArg::from_raw_parts(queries.clone(), words / 4),
             BufferArg::from_raw_parts(keys.clone(), words / 4),
@@ -302,9 +311,4 @@ pub(super) fn cooperative_full_attention(
             shape,
         );
     }
-}
-
-/// Halves that are written to shared memory at once: 16 bytes where the device has such vectors.
-fn halves_at_once(client: &Client) -> usize {
-    if client.properties().hardware.max_vector_size >= 8 { 8 } else { 4 }
 }

@@ -11,7 +11,7 @@ use cubecl::future::block_on;
 use super::super::{FullAttention, FullBuffers, full_attention};
 use super::tests::{upload_cache, upload_words};
 use super::*;
-use crate::ops::cube::gemm::write_rows;
+use crate::ops::cube::gemm::{Cells, write_rows};
 use crate::ops::cube::matvec::{Hardware, Input};
 use crate::ops::cube::testing::*;
 
@@ -40,10 +40,10 @@ fn measure(client: &Client, what: &str, path: &str, flops: f64, launch: impl Fn(
 
 /// What the tiles differ in.
 fn name(tile: &CooperativeTile) -> String {
-    let CooperativeTile { sixteens, planes, keys, holds, apart, ahead, .. } = tile;
+    let CooperativeTile { sixteens, planes, keys, holds, apart, ahead, cells, .. } = tile;
     let held = if *holds { "held" } else { "shared" };
     let (apart, ahead) = (if *apart { "apart" } else { "in turns" }, if *ahead { "ahead" } else { "then" });
-    format!("cooperative {planes} x {} rows {keys} keys {held} {apart} {ahead}", 16 * sixteens)
+    format!("cooperative {planes} x {} rows {keys} keys {held} {apart} {ahead} {cells:?}", 16 * sixteens)
 }
 
 /// Tiles that a device runs.
@@ -62,6 +62,8 @@ fn tiles(client: &Client, attention: &PrefillAttention) -> Vec<CooperativeTile> 
             (1, 2, 64, [true, false, true]),
             (1, 2, 64, [true, false, false]),
             (1, 2, 16, [false, true, true]),
+            (1, 4, 64, [true, false, false]),
+            (1, 8, 32, [true, true, false]),
         ]
     } else {
         &[
@@ -72,8 +74,13 @@ fn tiles(client: &Client, attention: &PrefillAttention) -> Vec<CooperativeTile> 
             (2, 4, 32, [true, true, true]),
             (2, 4, 32, [true, true, false]),
             (2, 4, 32, [false, true, true]),
+            (2, 4, 32, [true, false, true]),
             (2, 2, 64, [true, true, true]),
+            (2, 2, 64, [true, false, true]),
+            (2, 2, 32, [true, false, true]),
             (2, 2, 32, [true, true, true]),
+            (2, 2, 32, [true, true, false]),
+            (2, 2, 32, [false, true, true]),
             (1, 4, 64, [true, false, true]),
             (1, 4, 32, [true, true, true]),
             (1, 4, 32, [true, true, false]),
@@ -87,7 +94,11 @@ fn tiles(client: &Client, attention: &PrefillAttention) -> Vec<CooperativeTile> 
         holds: *holds,
         apart: *apart,
         ahead: *ahead,
+        cells: Cells::longest(client),
     });
+    // What today's was before shared memory was made of words.
+    let short = CooperativeTile::choose(client, attention);
+    let tiles = tiles.chain(short.map(|tile| CooperativeTile { cells: Cells::Fours, ..tile }));
     tiles.filter(|tile| tile.runs(client, attention)).collect()
 }
 

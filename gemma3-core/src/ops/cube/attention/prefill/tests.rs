@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::*;
+use crate::ops::cube::gemm::Cells;
 use crate::ops::cube::matvec::Hardware;
 use crate::ops::cube::testing::*;
 
@@ -153,6 +154,7 @@ fn cooperative_tiles(client: &Client, attention: &PrefillAttention) -> Vec<Coope
         holds,
         apart,
         ahead,
+        cells: Cells::longest(client),
     };
     let mut tiles = vec![
         tile(1, 2, 32, [true, false, true]),

@@ -10,7 +10,7 @@ use crate::ops::cube::SPIRV;
 /// which devices have the quickest instructions. In SPIR-V matrices may be loaded from vectors of other numbers than
 /// theirs, and shared memory of 16-bit numbers would need a capability that cubecl doesn't declare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in super::super) enum Cells {
+pub(in crate::ops::cube) enum Cells {
     /// Four words of two halves each.
     Words,
     /// Two of these words.
@@ -23,14 +23,27 @@ pub(in super::super) enum Cells {
 
 impl Cells {
     /// Those of a device and a product. Items of F32 have no more than four weights.
-    pub fn choose(client: &Client, job: &Job) -> Self {
+    pub(in super::super) fn choose(client: &Client, job: &Job) -> Self {
         let is_short = job.item_weights() < 8;
+        match Self::longest(client) {
+            Self::Words if is_short => Self::WordPairs,
+            Self::Eights if is_short => Self::Fours,
+            longest => longest,
+        }
+    }
+
+    /// The longest of a device.
+    pub fn longest(client: &Client) -> Self {
         match client.name() {
-            SPIRV if is_short => Self::WordPairs,
             SPIRV => Self::Words,
-            _ if !is_short && client.properties().hardware.max_vector_size >= 8 => Self::Eights,
+            _ if client.properties().hardware.max_vector_size >= 8 => Self::Eights,
             _ => Self::Fours,
         }
+    }
+
+    /// Whether the vectors are of words, not of halves.
+    pub const fn are_words(self) -> bool {
+        matches!(self, Self::Words | Self::WordPairs)
     }
 
     /// Numbers of a vector.
@@ -66,7 +79,7 @@ impl Cells {
 
 /// A vector of the words from word `first` on.
 #[cube]
-pub(super) fn cell_of<W: Numeric, V: Size, N: Size>(
+pub(in crate::ops::cube) fn cell_of<W: Numeric, V: Size, N: Size>(
     words: Vector<u32, N>,
     #[comptime] first: usize,
     #[comptime] cells: Cells,

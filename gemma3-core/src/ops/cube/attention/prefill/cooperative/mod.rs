@@ -37,7 +37,7 @@ use half::f16;
 use super::LOWEST;
 use super::registers::Words;
 use super::tensor::visible_range;
-use crate::ops::cube::gemm::{RowFormat, quad_words};
+use crate::ops::cube::gemm::{RowFormat, loaded, quad_words};
 use crate::ops::cube::packed::Quad;
 use softmax::*;
 use staging::*;
@@ -49,11 +49,13 @@ use tile::SIDE;
 const MARGIN: f32 = 8.0;
 /// The logarithm of a weight at the reference: weights far below it are normal halves for longer.
 const LIFT: f32 = 2.0;
+/// The bits of 1 in f16.
+const ONE: u32 = 0x3c00;
 
-/// Cube `[tile, kv_head]`: queries of f32 with the keys that `visible` says, \[tokens, 2\]. `V` halves are written to
-/// shared memory at once.
+/// Cube `[tile, kv_head]`: queries of f32 with the keys that `visible` says, \[tokens, 2\]. Shared memory is made of
+/// vectors of `V` numbers.
 #[cube(launch_unchecked)]
-pub(super) fn visible_kernel<V: Size, O: Size>(
+pub(super) fn visible_kernel<W: Numeric, V: Size, O: Size>(
     queries: &[Words],
     keys: &[Words],
     values: &[Words],
@@ -84,7 +86,7 @@ pub(super) fn visible_kernel<V: Size, O: Size>(
     let last_row = min(first_row + comptime!(shape.rows()), rows) - 1;
     let (all_first, end) = visible_range(visible, last_row / shared_by, slots);
     let end = min(end, first + slots);
-    attend::<V, O>(
+    attend::<W, V, O>(
         queries,
         keys,
         values,
@@ -107,7 +109,7 @@ pub(super) fn visible_kernel<V: Size, O: Size>(
 /// Cube `[tile, head, sequence]`: every query sees all keys; the queries are multiplied by `factor`, which is positive.
 /// All are rows of f16 with their factors.
 #[cube(launch_unchecked)]
-pub(super) fn full_kernel<V: Size, O: Size>(
+pub(super) fn full_kernel<W: Numeric, V: Size, O: Size>(
     queries: &[Words],
     keys: &[Words],
     values: &[Words],
@@ -131,7 +133,7 @@ pub(super) fn full_kernel<V: Size, O: Size>(
         let (token, _) = query_of(min(first_row + own_row(m, shape), rows - 1), tokens, shape);
         factors[m] = factor * largest_key * factor_of(queries, token, shape);
     }
-    attend::<V, O>(
+    attend::<W, V, O>(
         queries,
         keys,
         values,
@@ -166,7 +168,7 @@ fn own_row(#[comptime] sixteen: usize, #[comptime] shape: CooperativeShape) -> u
 /// `ranges` and `factors` are those of the unit's rows: what they see, and what their scores are multiplied with, given
 /// that keys are brought to the factor `largest_key`, and values to `largest_value`.
 #[cube]
-fn attend<V: Size, O: Size>(
+fn attend<W: Numeric, V: Size, O: Size>(
     queries: &[Words],
     keys: &[Words],
     values: &[Words],
@@ -185,7 +187,7 @@ fn attend<V: Size, O: Size>(
     #[comptime] shape: CooperativeShape,
 ) {
     let tile = comptime!(shape.tile);
-    let width = V::value();
+    let cells = comptime!(tile.cells);
     let steps = comptime!(shape.steps());
     let columns = comptime!(shape.columns());
     let stride = comptime!(shape.stride());
@@ -195,36 +197,37 @@ fn attend<V: Size, O: Size>(
     // Of powers of two, exact.
     let (key_inverse, value_inverse) = (1.0f32 / largest_key, 1.0f32 / largest_value);
 
-    let mut memory = Shared::<[Vector<f16, V>]>::new_aligned_slice(
-        comptime!(shape.memory_rows() * stride / width),
+    let mut memory = Shared::<[Vector<W, V>]>::new_aligned_slice(
+        comptime!(shape.memory_rows() * cells.of(stride)),
         32usize,
     );
     let mut scores = Shared::<[Quad]>::new_aligned_slice(
         comptime!(tile.planes * SIDE * shape.score_stride() / 4),
         32usize,
     );
-    let mut weights = Shared::<[Vector<f16, Const<4>>]>::new_aligned_slice(
-        comptime!(tile.planes * SIDE * shape.weight_stride() / 4),
+    let mut weights = Shared::<[Vector<W, V>]>::new_aligned_slice(
+        comptime!(tile.planes * SIDE * cells.of(shape.weight_stride())),
         32usize,
     );
     let scores_at = plane * comptime!(SIDE * shape.score_stride() / 4);
-    let weights_at = plane * comptime!(SIDE * shape.weight_stride() / 4);
+    let weights_at = plane * comptime!(SIDE * cells.of(shape.weight_stride()));
 
-    // What fills a row's numbers up to 16s stays zero.
-    clear_padding::<V>(&mut memory, shape);
+    fill_up::<W, V>(&mut memory, 0u32, comptime!(shape.memory_rows()), shape);
     let mut held = Sequence::<Matrix<f16>>::new();
     #[unroll]
     for m in 0..comptime!(tile.sixteens) {
-        stage_queries::<V>(queries, &mut memory, first_row, tokens, m, shape);
+        stage_queries::<W, V>(queries, &mut memory, first_row, tokens, m, shape);
         if comptime!(tile.holds) {
             sync_cube();
             #[unroll]
             for k in 0..steps {
-                held.push(load_rows::<V>(&memory, plane * SIDE, k, stride));
+                held.push(load_rows::<W, V>(&memory, plane * SIDE, k, shape));
             }
             sync_cube();
         }
     }
+    // Values are filled up with a one, whose column sums their weights up. Keys may be too, since queries are not.
+    fill_up::<W, V>(&mut memory, comptime!(ONE), comptime!(shape.block_rows()), shape);
 
     let mut attended = Sequence::<Matrix<f32>>::new();
     #[unroll]
@@ -249,7 +252,7 @@ fn attend<V: Size, O: Size>(
             fetch(keys, sequence, start, end, &mut fetched, shape);
         }
         // Nobody reads keys any more: all have come by the barrier before the last values.
-        place::<V>(&fetched, &mut memory, 0usize, start, end, key_inverse, shape);
+        place::<W, V>(&fetched, &mut memory, 0usize, start, end, key_inverse, shape);
         if comptime!(tile.ahead) {
             fetch(values, sequence, start, end, &mut fetched, shape);
         }
@@ -266,13 +269,14 @@ fn attend<V: Size, O: Size>(
                 #[unroll]
                 for m in 0..comptime!(tile.sixteens) {
                     let row = first_of_plane(m, shape) + comptime!(shape.block_rows());
-                    rows.push(load_rows::<V>(&memory, row, k, stride));
+                    rows.push(load_rows::<W, V>(&memory, row, k, shape));
                 }
             }
             #[unroll]
             for n in 0..columns {
-                let at = comptime!((SIDE * n * stride + SIDE * k) / width).runtime();
-                let key = load::<V>(&memory, at, MatrixIdent::B, MatrixLayout::ColMajor, stride);
+                let at = comptime!(cells.of(SIDE * n * stride + SIDE * k)).runtime();
+                let (ident, layout) = comptime!((MatrixIdent::B, MatrixLayout::ColMajor));
+                let key = loaded::<W, V>(&memory, at, ident, layout, comptime!(cells.stride(stride)));
                 #[unroll]
                 for m in 0..comptime!(tile.sixteens) {
                     let product = products.index(comptime!(m * columns + n));
@@ -291,7 +295,7 @@ fn attend<V: Size, O: Size>(
             fetch(values, sequence, start, end, &mut fetched, shape);
         }
         // Nobody reads values any more: all have come by the barrier after them.
-        place::<V>(&fetched, &mut memory, values_row, start, end, value_inverse, shape);
+        place::<W, V>(&fetched, &mut memory, values_row, start, end, value_inverse, shape);
         if comptime!(tile.ahead) {
             fetch(keys, sequence, start + comptime!(tile.keys as u32), end, &mut fetched, shape);
         }
@@ -317,16 +321,17 @@ fn attend<V: Size, O: Size>(
                 // However small the factor is.
                 hide(&mut quads, sees, sees_end, start, 0.0f32, shape);
             }
-            write_weights(&quads, &mut weights, weights_at, &mut sums, m, shape);
+            write_weights::<W, V>(&quads, &mut weights, weights_at, &mut sums, m, shape);
             if plane_any(shrink < 1.0f32) {
                 rescale(&mut attended, &mut scores, scores_at, shrink, m, shape);
             }
             sync_plane();
             #[unroll]
             for n in 0..columns {
-                let at = weights_at + comptime!(4 * n);
-                let stride = comptime!(shape.weight_stride());
-                shares.push(load::<Const<4>>(&weights, at, MatrixIdent::A, MatrixLayout::RowMajor, stride));
+                let at = weights_at + comptime!(cells.of(SIDE * n));
+                let (ident, layout) = comptime!((MatrixIdent::A, MatrixLayout::RowMajor));
+                let stride = comptime!(cells.stride(shape.weight_stride()));
+                shares.push(loaded::<W, V>(&weights, at, ident, layout, stride));
             }
         }
         sync_cube();
@@ -335,8 +340,9 @@ fn attend<V: Size, O: Size>(
         for n in 0..columns {
             #[unroll]
             for d in 0..steps {
-                let at = comptime!(((values_row + SIDE * n) * stride + SIDE * d) / width).runtime();
-                let value = load::<V>(&memory, at, MatrixIdent::B, MatrixLayout::RowMajor, stride);
+                let at = comptime!(cells.of((values_row + SIDE * n) * stride + SIDE * d)).runtime();
+                let (ident, layout) = comptime!((MatrixIdent::B, MatrixLayout::RowMajor));
+                let value = loaded::<W, V>(&memory, at, ident, layout, comptime!(cells.stride(stride)));
                 #[unroll]
                 for m in 0..comptime!(tile.sixteens) {
                     let sum = attended.index(comptime!(m * steps + d));
@@ -354,7 +360,8 @@ fn attend<V: Size, O: Size>(
     for m in 0..comptime!(tile.sixteens) {
         // Where nothing is visible, zeros; otherwise what the sum gives, be it a number or not.
         let sees = max(ranges[comptime!(2 * m)], first) < min(ranges[comptime!(2 * m + 1)], end);
-        let inverse = select(sees, 1.0f32 / sum_of_row(sums[m], shape), 0.0f32);
+        let sum = sum_of_row(sums[m], &attended, &mut scores, scores_at, m, shape);
+        let inverse = select(sees, 1.0f32 / sum, 0.0f32);
         write::<O>(
             out,
             &attended,
@@ -379,30 +386,16 @@ fn zeros() -> Matrix<f32> {
 
 /// The `k`-th 16 numbers of 16 rows.
 #[cube]
-fn load_rows<V: Size>(
-    memory: &[Vector<f16, V>],
+fn load_rows<W: Numeric, V: Size>(
+    memory: &[Vector<W, V>],
     row: usize,
     #[comptime] k: usize,
-    #[comptime] stride: usize,
+    #[comptime] shape: CooperativeShape,
 ) -> Matrix<f16> {
-    let width = V::value();
-    let at = row * comptime!(stride / width) + comptime!(SIDE * k / width);
-    load::<V>(memory, at, MatrixIdent::A, MatrixLayout::RowMajor, stride)
-}
-
-/// The matrix that begins at `at`.
-#[cube]
-fn load<V: Size>(
-    memory: &[Vector<f16, V>],
-    at: usize,
-    #[comptime] ident: MatrixIdent,
-    #[comptime] layout: MatrixLayout,
-    #[comptime] stride: usize,
-) -> Matrix<f16> {
-    // SAFETY: it is loaded before it is used.
-    let mut matrix = unsafe { Matrix::<f16>::uninitialized(ident, SIDE, SIDE, SIDE, layout) };
-    cmma::load(&mut matrix, &memory[at..at + 1], comptime!(stride as u32).runtime());
-    matrix
+    let cells = comptime!(shape.tile.cells);
+    let at = row * comptime!(cells.of(shape.stride())) + comptime!(cells.of(SIDE * k));
+    let stride = comptime!(cells.stride(shape.stride()));
+    loaded::<W, V>(memory, at, MatrixIdent::A, MatrixLayout::RowMajor, stride)
 }
 
 /// 16 rows of attended values by the inverses of their sums; `factor` is that of the values.

@@ -7,6 +7,8 @@ use cubecl::prelude::*;
 use half::f16;
 
 use super::super::LOWEST;
+use super::super::registers::Words;
+use super::staging::{pairs_of, put_eight};
 use super::tile::{CooperativeShape, SIDE};
 use super::{LIFT, MARGIN};
 use crate::ops::cube::packed::Quad;
@@ -113,31 +115,66 @@ pub(super) fn soften(
 
 /// Weights as halves; their sum as they were rounded.
 #[cube]
-pub(super) fn write_weights(
+pub(super) fn write_weights<W: Numeric, V: Size>(
     quads: &Array<Quad>,
-    weights: &mut [Vector<f16, Const<4>>],
+    weights: &mut [Vector<W, V>],
     weights_at: usize,
     sums: &mut Array<f32>,
     #[comptime] sixteen: usize,
     #[comptime] shape: CooperativeShape,
 ) {
+    let cells = comptime!(shape.tile.cells);
     let lane = UNIT_POS_X as usize;
     let to = weights_at
-        + lane % SIDE * comptime!(shape.weight_stride() / 4)
-        + lane / SIDE * comptime!(shape.share());
+        + lane % SIDE * comptime!(cells.of(shape.weight_stride()))
+        + lane / SIDE * comptime!(cells.of(4 * shape.share()));
     let mut sum = Quad::new(0.0f32);
     #[unroll]
-    for i in 0..comptime!(shape.share()) {
-        let rounded = Vector::<f16, Const<4>>::cast_from(quads[i]);
-        weights[to + i] = rounded;
-        sum += Quad::cast_from(rounded);
+    for i in 0..comptime!(shape.share() / 2) {
+        let mut eight = Words::empty();
+        #[unroll]
+        for half in 0..2usize {
+            let rounded = Vector::<f16, Const<4>>::cast_from(quads[comptime!(2 * i + half)]);
+            let pairs = pairs_of(rounded);
+            eight.insert(comptime!(2 * half), pairs.extract(0usize));
+            eight.insert(comptime!(2 * half + 1), pairs.extract(1usize));
+            if comptime!(!shape.sums_in_column()) {
+                sum += Quad::cast_from(rounded);
+            }
+        }
+        put_eight::<W, V>(weights, to + comptime!(i * cells.of(8)), eight, shape);
     }
-    sums[sixteen] += Vector::vector_sum(sum);
+    if comptime!(!shape.sums_in_column()) {
+        sums[sixteen] += Vector::vector_sum(sum);
+    }
 }
 
-/// The sum of a row's weights in all units that share it.
+/// The sum of a row's weights, of which each unit that shares it has its part, unless they are a column of what is
+/// attended to.
 #[cube]
-pub(super) fn sum_of_row(sum: f32, #[comptime] shape: CooperativeShape) -> f32 {
+pub(super) fn sum_of_row(
+    sum: f32,
+    attended: &Sequence<Matrix<f32>>,
+    scores: &mut [Quad],
+    scores_at: usize,
+    #[comptime] sixteen: usize,
+    #[comptime] shape: CooperativeShape,
+) -> f32 {
+    if comptime!(shape.sums_in_column()) {
+        let steps = comptime!(shape.steps());
+        sync_plane();
+        store(attended.index(comptime!(sixteen * steps + steps - 1)), scores, scores_at, shape);
+        sync_plane();
+        // The ones are in the middle of the last 16 columns.
+        let own = UNIT_POS_X as usize % SIDE * comptime!(shape.score_stride() / 4) + 2;
+        scores[scores_at + own].extract(0usize)
+    } else {
+        sum_of_units(sum, shape)
+    }
+}
+
+#[cube]
+fn sum_of_units(sum: f32, #[comptime] shape: CooperativeShape) -> f32 {
     let mut total = sum;
     #[unroll]
     for step in 0..comptime!(shape.row_units().ilog2() as usize) {

@@ -9,23 +9,43 @@ use super::super::registers::Words;
 use super::super::tensor::Operands;
 use super::tile::{CooperativeShape, SIDE};
 use crate::ops::cube::attention::cache::slot_of;
-use crate::ops::cube::packed::Quad;
+use crate::ops::cube::gemm::cell_of;
+use crate::ops::cube::packed::{HalfPair, Quad};
 use crate::ops::cube::reduce::group_max;
 
-/// Zeros where rows are filled up to 16s.
+/// What the first `rows` rows are filled up with to 16s: zeros after `first`, the bits of an f16.
 #[cube]
-pub(super) fn clear_padding<V: Size>(memory: &mut [Vector<f16, V>], #[comptime] shape: CooperativeShape) {
+pub(super) fn fill_up<W: Numeric, V: Size>(
+    memory: &mut [Vector<W, V>],
+    #[comptime] first: u32,
+    #[comptime] rows: usize,
+    #[comptime] shape: CooperativeShape,
+) {
     if comptime!(shape.eights() % 2 == 1) {
-        let width = V::value();
+        let cells = comptime!(shape.tile.cells);
+        let mut eight = Words::new(0u32);
+        eight.insert(0usize, first.runtime());
         let mut row = UNIT_POS as usize;
-        while row < comptime!(shape.memory_rows()) {
-            let at = row * comptime!(shape.stride() / width) + comptime!(8 * shape.eights() / width);
-            #[unroll]
-            for part in 0..comptime!(8 / width) {
-                memory[at + part] = Vector::<f16, V>::new(f16::from_int(0));
-            }
+        while row < rows {
+            let at = row * comptime!(cells.of(shape.stride())) + comptime!(cells.of(8 * shape.eights()));
+            put_eight::<W, V>(memory, at, eight, shape);
             row += comptime!(shape.units());
         }
+    }
+}
+
+/// Eight halves into the cells from `at` on.
+#[cube]
+pub(super) fn put_eight<W: Numeric, V: Size>(
+    memory: &mut [Vector<W, V>],
+    at: usize,
+    eight: Words,
+    #[comptime] shape: CooperativeShape,
+) {
+    let cells = comptime!(shape.tile.cells);
+    #[unroll]
+    for cell in 0..comptime!(cells.of(8)) {
+        memory[at + cell] = cell_of::<W, V, Const<4>>(eight, comptime!(cell * cells.words()), cells);
     }
 }
 
@@ -40,15 +60,15 @@ pub(super) fn query_of(row: usize, tokens: u32, #[comptime] shape: CooperativeSh
 /// Every plane's `sixteen`-th 16 rows of queries as halves: one after the other where keys lie afterwards, if they are
 /// held in registers by then, otherwise in their places.
 #[cube]
-pub(super) fn stage_queries<V: Size>(
+pub(super) fn stage_queries<W: Numeric, V: Size>(
     queries: &[Words],
-    memory: &mut [Vector<f16, V>],
+    memory: &mut [Vector<W, V>],
     first_row: usize,
     tokens: u32,
     #[comptime] sixteen: usize,
     #[comptime] shape: CooperativeShape,
 ) {
-    let width = V::value();
+    let cells = comptime!(shape.tile.cells);
     let eights = comptime!(shape.eights());
     let sixteens = comptime!(shape.tile.sixteens);
     let rows = tokens as usize * comptime!(shape.shared_by());
@@ -60,31 +80,18 @@ pub(super) fn stage_queries<V: Size>(
         let (token, head) = query_of(min(first_row + place, rows - 1), tokens, shape);
         let from = token * comptime!(shape.query_stride()) + head * eights + eight;
         let to = if comptime!(shape.tile.holds) { own } else { place + comptime!(shape.block_rows()) };
-        let to = to * comptime!(shape.stride() / width) + eight * comptime!(8 / width);
+        let to = to * comptime!(cells.of(shape.stride())) + eight * comptime!(cells.of(8));
         match comptime!(shape.operands) {
-            Operands::Rows => {
-                let words = queries[from];
-                #[unroll]
-                for part in 0..comptime!(8 / width) {
-                    memory[to + part] = part_of::<V>(words, part);
-                }
-            }
+            Operands::Rows => put_eight::<W, V>(memory, to, queries[from], shape),
             Operands::Cached => {
-                let mut fours = Array::<Vector<f16, Const<4>>>::new(2usize);
+                let mut words = Words::empty();
                 #[unroll]
                 for half in 0..2usize {
-                    fours[half] = halves(Quad::reinterpret(queries[2 * from + half]));
+                    let pairs = pairs_of(halves(Quad::reinterpret(queries[2 * from + half])));
+                    words.insert(comptime!(2 * half), pairs.extract(0usize));
+                    words.insert(comptime!(2 * half + 1), pairs.extract(1usize));
                 }
-                #[unroll]
-                for part in 0..comptime!(8 / width) {
-                    let mut vector = Vector::<f16, V>::empty();
-                    #[unroll]
-                    for i in 0..width {
-                        let four = fours[comptime!((part * width + i) / 4)];
-                        vector.insert(i, four.extract(comptime!(i % 4)));
-                    }
-                    memory[to + part] = vector;
-                }
+                put_eight::<W, V>(memory, to, words, shape);
             }
         }
         at += comptime!(shape.units());
@@ -105,18 +112,22 @@ fn halves(quad: Quad) -> Vector<f16, Const<4>> {
     Vector::<f16, Const<4>>::cast_from(bounded)
 }
 
-/// Vector `part` of eight halves.
+/// Four halves as two words.
 #[cube]
-fn part_of<V: Size>(words: Words, #[comptime] part: usize) -> Vector<f16, V> {
-    let width = V::value();
-    if comptime!(width == 8) {
-        Vector::<f16, V>::reinterpret(words)
-    } else {
-        let mut pairs = Vector::<u32, Const<2>>::empty();
-        pairs.insert(0usize, words.extract(comptime!(2 * part)));
-        pairs.insert(1usize, words.extract(comptime!(2 * part + 1)));
-        Vector::<f16, V>::reinterpret(pairs)
+pub(super) fn pairs_of(halves: Vector<f16, Const<4>>) -> Vector<u32, Const<2>> {
+    Vector::<u32, Const<2>>::reinterpret(halves)
+}
+
+/// Eight halves times `factor`.
+#[cube]
+fn scaled(eight: Words, factor: f32) -> Words {
+    let factor = HalfPair::new(f16::cast_from(factor));
+    let mut words = Words::empty();
+    #[unroll]
+    for i in 0..4usize {
+        words.insert(i, u32::reinterpret(HalfPair::reinterpret(eight.extract(i)) * factor));
     }
+    words
 }
 
 /// What a row of [`RowFormat::F16`](crate::ops::cube::gemm::RowFormat::F16) is multiplied with.
@@ -140,9 +151,14 @@ pub(super) fn largest_factors(
     largest[1] = 0.0f32;
     let mut key = UNIT_POS as usize;
     while key < slots {
-        largest[0] = f32::max(largest[0], factor_of(keys, sequence * slots + key, shape));
-        largest[1] = f32::max(largest[1], factor_of(values, sequence * slots + key, shape));
-        key += comptime!(shape.units());
+        // Several at once, since each is a wait for memory.
+        #[unroll]
+        for i in 0..8usize {
+            let at = sequence * slots + min(key + comptime!(i * shape.units()), comptime!(slots - 1));
+            largest[0] = f32::max(largest[0], factor_of(keys, at, shape));
+            largest[1] = f32::max(largest[1], factor_of(values, at, shape));
+        }
+        key += comptime!(8 * shape.units());
     }
     group_max(&mut largest, 2usize, comptime!(shape.group()));
     (largest[0], largest[1])
@@ -205,16 +221,16 @@ pub(super) fn fetch(
 /// What was fetched into shared memory, from a row on, as if every row had the same factor, whose inverse is given; zeros
 /// from `end` on.
 #[cube]
-pub(super) fn place<V: Size>(
+pub(super) fn place<W: Numeric, V: Size>(
     fetched: &Fetched,
-    memory: &mut [Vector<f16, V>],
+    memory: &mut [Vector<W, V>],
     #[comptime] row: usize,
     start: u32,
     end: u32,
     inverse: f32,
     #[comptime] shape: CooperativeShape,
 ) {
-    let width = V::value();
+    let cells = comptime!(shape.tile.cells);
     let eights = comptime!(shape.eights());
     let total = comptime!(shape.tile.keys * eights);
     #[unroll]
@@ -223,16 +239,15 @@ pub(super) fn place<V: Size>(
         if comptime!((i + 1) * shape.units() <= total) || at < total {
             let key = at / eights;
             let present = start + (key as u32) < end;
-            let words = select(present, fetched.eights[i], Words::new(0u32));
-            let to = (key + row) * comptime!(shape.stride() / width) + at % eights * comptime!(8 / width);
-            #[unroll]
-            for part in 0..comptime!(8 / width) {
-                let mut vector = part_of::<V>(words, part);
-                if comptime!(shape.has_factors()) {
-                    vector *= Vector::<f16, V>::new(f16::cast_from(fetched.factors[i] * inverse));
-                }
-                memory[to + part] = vector;
+            let mut words = fetched.eights[i];
+            if comptime!(!shape.is_whole()) {
+                words = select(present, words, Words::new(0u32));
             }
+            if comptime!(shape.has_factors()) {
+                words = scaled(words, fetched.factors[i] * inverse);
+            }
+            let to = (key + row) * comptime!(cells.of(shape.stride())) + at % eights * comptime!(cells.of(8));
+            put_eight::<W, V>(memory, to, words, shape);
         }
     }
 }

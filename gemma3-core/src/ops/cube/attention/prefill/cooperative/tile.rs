@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use super::super::PrefillAttention;
 use super::super::tensor::Operands;
 use crate::ops::cube::attention::cache::CacheFormat;
-use crate::ops::cube::gemm::RowFormat;
+use crate::ops::cube::gemm::{Cells, RowFormat};
 use crate::ops::cube::reduce::Groups;
 
 /// Rows and columns of a matrix.
@@ -32,6 +32,8 @@ pub struct CooperativeTile {
     pub apart: bool,
     /// Whether units fetch what is multiplied next while they multiply.
     pub ahead: bool,
+    /// What shared memory is made of: vectors that are aligned as a device's quickest loads of matrices ask for.
+    pub(in crate::ops::cube) cells: Cells,
 }
 
 /// The constants of the kernel.
@@ -57,6 +59,7 @@ impl CooperativeTile {
             holds: true,
             apart,
             ahead,
+            cells: Cells::longest(client),
         };
         // The quickest on an H100. Long heads leave no registers for what is fetched ahead.
         let first = match attention.cache.head_dim > 128 {
@@ -82,6 +85,7 @@ impl CooperativeTile {
         let (operands, out) = (Operands::Rows, RowFormat::F32);
         let shape = CooperativeShape { attention: *attention, tile: *self, operands, out };
         attention.cache.format == CacheFormat::F16
+            && shape.share().is_multiple_of(2)
             && (!self.holds || SIDE * self.planes <= shape.block_rows())
             && features.matmul.cmma.contains(&multiply)
             && features.plane.contains(Plane::Ops)
@@ -114,6 +118,16 @@ impl CooperativeShape {
     /// Whether rows have factors, as they have in [`RowFormat::F16`].
     pub(super) const fn has_factors(&self) -> bool {
         matches!(self.operands, Operands::Rows)
+    }
+
+    /// Whether no block of keys ends beyond the last key.
+    pub(super) const fn is_whole(&self) -> bool {
+        matches!(self.operands, Operands::Rows) && self.attention.cache.slots.is_multiple_of(self.tile.keys)
+    }
+
+    /// Whether a row's sum of weights is a column of what it attends to: that of ones, where values are filled up to 16s.
+    pub(super) const fn sums_in_column(&self) -> bool {
+        self.eights() % 2 == 1
     }
 
     /// Numbers of a row of queries.
