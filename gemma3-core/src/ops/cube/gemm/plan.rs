@@ -146,7 +146,7 @@ impl Processor {
         ];
         let rows = rows.next_power_of_two();
         let mut best = (u64::MAX, self.of_planes(SMALLEST));
-        for tile in tiles.map(|tile| self.of_planes(tile)).into_iter().filter(fits) {
+        for tile in tiles.map(|tile| self.of_planes(tile).ahead(AHEAD)).into_iter().filter(fits) {
             for splits in (1..=8).take_while(|splits| *splits == 1 || layout.cols >= 512 * splits) {
                 let tile = tile.split(splits, layout);
                 let cycles = self.cooperative_cycles(&tile, layout, rows, gated);
@@ -232,6 +232,9 @@ impl Processor {
         tile.split(splits, layout)
     }
 }
+
+/// Tiles of cooperative matrices that are on their way at once, of many rows.
+const AHEAD: usize = 1;
 
 /// The tile of cooperative matrices that every device with these has to have room for.
 const SMALLEST: Tile = Tile::cooperative([16, 64, 32], [1, 2], 2);

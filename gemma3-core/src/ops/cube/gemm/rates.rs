@@ -347,8 +347,8 @@ const FORMATS: [TensorFormat; 5] =
 
 /// A matrix whose rows repeat themselves.
 fn repeated_matrix(client: &Client, format: TensorFormat, rows: usize, cols: usize) -> PackedMatrix {
-    let once = file_bytes(format, 64, cols, &mut Random::new(2));
-    let parts = vec![&once[..]; rows / 64];
+    let once = file_bytes(format, 16, cols, &mut Random::new(2));
+    let parts = vec![&once[..]; rows / 16];
     PackedMatrix::upload(client, format, cols, &parts).expect("whole blocks")
 }
 
@@ -359,7 +359,8 @@ fn input(client: &Client, format: RowFormat, rows: usize, cols: usize) -> Rows {
     rows_of
 }
 
-fn print_rate(client: &Client, line: &str, plan: Plan, rows: usize, matrix: &PackedMatrix, gated: bool) {
+/// Seconds of a product, and of the first, which compiles; trillions of operations a second.
+fn rate(client: &Client, plan: Plan, rows: usize, matrix: &PackedMatrix, gated: bool) -> (f64, f64, f64) {
     let layout = matrix.layout;
     let from = match plan {
         Plan::Registers(tile) => tile.numbers.row_format(),
@@ -367,17 +368,25 @@ fn print_rate(client: &Client, line: &str, plan: Plan, rows: usize, matrix: &Pac
     };
     let x = input(client, from, rows, layout.cols);
     let out = Rows::f32(&client.empty(rows * layout.rows * 4));
-    let scratch = client.empty(32 * rows.min(64) * layout.rows * 4);
+    let parts = match plan {
+        Plan::Registers(tile) => tile.splits,
+        Plan::Tensor(tile) => tile.splits,
+    };
+    let scratch = client.empty((32 * rows.min(64)).max(parts * rows) * layout.rows * 4);
     let (taken, first) = seconds(client, || {
         let output = if gated { Output::gated(&out) } else { Output::plain(&out) };
         launch(client, plan, &x, matrix, output, rows, Some(&scratch));
     });
     let flops = 2.0 * rows as f64 * layout.rows as f64 * layout.cols as f64;
+    (taken, first, flops / taken / 1e12)
+}
+
+fn print_rate(client: &Client, line: &str, plan: Plan, rows: usize, matrix: &PackedMatrix, gated: bool) {
+    let (taken, first, tflop_s) = rate(client, plan, rows, matrix, gated);
     println!(
-        "{line}: {:.0} us, {:.1} TFLOP/s, {:.0} GB/s of weights; compiled in {:.0} ms",
+        "{line}: {:.0} us, {tflop_s:.1} TFLOP/s, {:.0} GB/s of weights; compiled in {:.0} ms",
         taken * 1e6,
-        flops / taken / 1e12,
-        layout.bytes() as f64 / taken / 1e9,
+        matrix.layout.bytes() as f64 / taken / 1e9,
         first * 1e3
     );
 }
@@ -399,8 +408,41 @@ fn tiles() -> Vec<Tile> {
 }
 
 fn name(tile: &Tile) -> String {
-    let Tile { m, n, depth, planes_m, planes_n, stages, splits, .. } = tile;
-    format!("{m}x{n}x{depth}, {planes_m}x{planes_n} planes, {stages} stages, {splits} parts")
+    let Tile { m, n, depth, planes_m, planes_n, stages, splits, ahead, .. } = tile;
+    format!("{m}x{n}x{depth}, {planes_m}x{planes_n} planes, {stages} stages, {splits} parts, {ahead} ahead")
+}
+
+/// Tiles with one of them on its way and with more. Some are as wide as lets narrow products fill a device of 132
+/// multiprocessors; these have no even number of matrices for gates and their up projections.
+fn tiles_ahead(gated: bool) -> Vec<Tile> {
+    let all = [
+        (Tile::cooperative([256, 128, 32], [4, 2], 1), &[1, 2][..]),
+        (Tile::cooperative([256, 128, 16], [4, 2], 2), &[1, 2, 4]),
+        (Tile::cooperative([128, 256, 16], [2, 4], 2), &[2, 4]),
+        (Tile::cooperative([128, 128, 32], [2, 4], 2), &[1, 2]),
+        (Tile::cooperative([128, 128, 32], [2, 2], 2), &[1, 2]),
+        (Tile::cooperative([128, 128, 32], [2, 2], 1), &[1, 2]),
+        (Tile::cooperative([128, 128, 16], [2, 2], 2), &[2, 4]),
+        (Tile::cooperative([128, 128, 64], [2, 2], 1), &[1]),
+        (Tile::cooperative([128, 64, 32], [2, 2], 2), &[1, 2]),
+        (Tile::cooperative([128, 64, 64], [2, 2], 1), &[1, 2]),
+        (Tile::cooperative([64, 64, 32], [2, 2], 2), &[2]),
+        (Tile::cooperative([128, 144, 32], [4, 1], 2), &[1, 2]),
+        (Tile::cooperative([128, 160, 32], [2, 2], 1), &[1, 2]),
+        (Tile::cooperative([128, 160, 16], [2, 2], 2), &[2, 4]),
+        (Tile::cooperative([128, 192, 32], [2, 4], 1), &[1, 2]),
+        (Tile::cooperative([128, 192, 16], [2, 4], 2), &[2, 4]),
+    ];
+    let fits = |tile: &Tile| !gated || tile.matrices_n().is_multiple_of(2);
+    let all = all.iter().filter(|(tile, _)| fits(tile));
+    all.flat_map(|(tile, aheads)| aheads.iter().map(|ahead| tile.ahead(*ahead))).collect()
+}
+
+/// Tiles that a product tries at a number of rows, undivided and, where that leaves multiprocessors idle, in parts.
+fn tried(processor: &Processor, layout: &Layout, rows: usize, gated: bool) -> Vec<Tile> {
+    let fits = |tile: &Tile| tile.shared_bytes() <= processor.shared_bytes;
+    let tiles = tiles_ahead(gated).into_iter().map(|tile| processor.of_planes(tile)).filter(fits);
+    tiles.flat_map(|tile| [tile, processor.filled(tile, layout, rows, 1)]).collect()
 }
 
 #[test]
@@ -431,6 +473,52 @@ fn rates_of_many_rows() {
                     if tile.shared_bytes() <= processor.shared_bytes && is_wanted(&line) {
                         print_rate(&client, &line, Plan::Tensor(tile), rows, &matrix, gated);
                     }
+                }
+            }
+        }
+    }
+}
+
+/// What of an image encoder's layer is multiplied, of 4,096 rows.
+const IMAGE_SHAPES: [Shape; 3] = [
+    ("image attention", 1_152, 1_152, false),
+    ("image up", 4_304, 1_152, false),
+    ("image down", 1_152, 4_304, false),
+];
+
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn rates_ahead() {
+    let Some(client) = cooperative_client() else { return };
+    let processor = Processor::of(&client);
+    let prompts = [TensorFormat::BF16, TensorFormat::Q8_0, TensorFormat::Q4_0];
+    let of_prompts = SHAPES.iter().flat_map(|shape| prompts.map(|format| (*shape, format, &[512, 2048][..])));
+    let of_images = IMAGE_SHAPES.iter().map(|shape| (*shape, TensorFormat::F16, &[4096][..]));
+    for ((shape, outputs, cols, gated), format, counts) in of_images.chain(of_prompts) {
+        let lines = counts.iter().map(|rows| (*rows, format!("{shape} {format} {rows}")));
+        let lines: Vec<(usize, String)> = lines.filter(|(_, line)| is_wanted(line)).collect();
+        if lines.is_empty() {
+            continue;
+        }
+        let matrix = repeated_matrix(&client, format, outputs, cols);
+        for (rows, line) in lines {
+            let planned = processor.plan(&matrix.layout, RowFormat::F16, rows, gated);
+            let Plan::Tensor(planned) = planned else { continue };
+            let mut plans = tried(&processor, &matrix.layout, rows, gated);
+            plans.push(planned);
+            let mut rates: Vec<(f64, f64, Tile)> = Vec::new();
+            for tile in plans {
+                if rates.iter().all(|(_, _, other)| *other != tile) {
+                    let (taken, _, tflop_s) = rate(&client, Plan::Tensor(tile), rows, &matrix, gated);
+                    rates.push((taken, tflop_s, tile));
+                }
+            }
+            rates.sort_by(|a, b| a.0.total_cmp(&b.0));
+            println!("{line}:");
+            for (rank, (taken, tflop_s, tile)) in rates.iter().enumerate() {
+                let mark = if *tile == planned { "  <- planned" } else { "" };
+                if rank < 10 || *tile == planned {
+                    println!("  {:7.0} us {tflop_s:6.1} TFLOP/s  {}{mark}", taken * 1e6, name(tile));
                 }
             }
         }

@@ -69,7 +69,8 @@ fn half_plans(client: &Client) -> Vec<Plan> {
     tiles.map(|tile| Plan::Registers(tile.of(Numbers::F16))).collect()
 }
 
-/// Divisions for cooperative matrices: one and two stages, all depths, planes in both directions, parts.
+/// Divisions for cooperative matrices: one and two stages, all depths, planes in both directions, parts; one tile ahead,
+/// as many as there are stages, more, and more than a part has.
 fn cooperative_plans(client: &Client) -> Vec<Plan> {
     if !has_cooperative(client) {
         return vec![];
@@ -83,6 +84,10 @@ fn cooperative_plans(client: &Client) -> Vec<Plan> {
         Tile::cooperative([64, 64, 64], [2, 1], 1),
         Tile::cooperative([128, 256, 16], [2, 4], 2),
         Tile::cooperative([16, 64, 32], [1, 2], 2),
+        Tile::cooperative([128, 128, 32], [2, 2], 2).ahead(2),
+        Tile::cooperative([64, 64, 64], [2, 1], 1).ahead(2),
+        Tile::cooperative([64, 128, 16], [2, 2], 2).ahead(4),
+        Tile { splits: 3, ..small.ahead(3) },
     ];
     let tiles = tiles.map(|tile| processor.of_planes(tile)).into_iter();
     tiles.filter(|tile| tile.shared_bytes() <= processor.shared_bytes).map(Plan::Tensor).collect()

@@ -46,6 +46,8 @@ pub struct Tile {
     pub splits: usize,
     /// Whether copies of BF16 tiles are begun while warpgroups multiply, not before.
     pub overlapped: bool,
+    /// Tiles of columns that are on their way into registers while one is multiplied: 1 but of cooperative matrices.
+    pub ahead: usize,
 }
 
 impl Tile {
@@ -62,6 +64,7 @@ impl Tile {
             stages,
             splits: 1,
             overlapped: false,
+            ahead: 1,
         }
     }
 
@@ -89,6 +92,11 @@ impl Tile {
     /// The same with copies beside the products.
     pub const fn overlapped(self) -> Self {
         Self { overlapped: true, ..self }
+    }
+
+    /// The same with `ahead` tiles on their way.
+    pub const fn ahead(self, ahead: usize) -> Self {
+        Self { ahead, ..self }
     }
 
     /// Planes of a cube.

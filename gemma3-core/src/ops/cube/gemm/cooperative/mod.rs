@@ -1,20 +1,22 @@
 //! The kernel for cooperative matrices: f16 tiles in shared memory, one or two stages of them, f32 sums in registers
 //! that only the device knows.
 //!
-//! The next tile is fetched into registers, packed as it lies in memory, while one is multiplied, and written to shared
-//! memory as f16 afterwards. All planes of a cube take the same steps, since a matrix is the affair of a whole plane.
+//! The next tile, or some of the next, is fetched into registers, packed as it lies in memory, while one is multiplied, and
+//! written to shared memory as f16 afterwards. All planes of a cube take the same steps, since a matrix is the affair of a whole plane.
 //!
 //! | module | what it knows |
 //! |---|---|
 //! | `cells` | what shared memory is made of |
 //! | `staging` | tiles on their way into shared memory |
+//! | `ahead` | several of them on their way at once |
 //! | `bounce` | sums on their way out of a plane's matrices |
 
+mod ahead;
 mod bounce;
 mod cells;
 mod staging;
 
-pub(super) use cells::Cells;
+pub(in crate::ops::cube) use cells::{Cells, cell_of};
 
 use std::cmp::min;
 
@@ -25,6 +27,7 @@ use half::f16;
 use super::epilogue::Job;
 use super::ptx::Chunk;
 use super::tile::SIDE;
+use ahead::multiply_ahead;
 use bounce::store_sums;
 use staging::*;
 
@@ -74,8 +77,25 @@ pub(super) fn cooperative_kernel<W: Numeric, V: Size, I: Size, O: Size>(
 
     let places = Places::new(rows, job);
     let mut fetched = Fetched::<I>::new(job);
-    fetch(x, quants, side, &places, &mut fetched, first, job);
-    if comptime!(tile.stages == 1) {
+    if comptime!(tile.ahead == 1) {
+        fetch(x, quants, side, &places, &mut fetched, first, job);
+    }
+    if comptime!(tile.ahead > 1) {
+        multiply_ahead::<W, V, I>(
+            x,
+            quants,
+            side,
+            &places,
+            &mut input,
+            &mut weights,
+            &sums,
+            first,
+            count,
+            power,
+            cells,
+            job,
+        );
+    } else if comptime!(tile.stages == 1) {
         for t in 0..count {
             put::<W, V, I>(&fetched, &mut input, &mut weights, first + t, 0usize, power, cells, job);
             sync_cube();
@@ -158,7 +178,7 @@ fn multiply<W: Numeric, V: Size>(
 
 /// The matrix that begins at `at`.
 #[cube]
-pub(super) fn loaded<W: Numeric, V: Size>(
+pub(in crate::ops::cube) fn loaded<W: Numeric, V: Size>(
     from: &[Vector<W, V>],
     at: usize,
     #[comptime] ident: cmma::MatrixIdent,
