@@ -11,6 +11,9 @@ use super::super::ptx::Chunk;
 use super::super::rows::RowFormat;
 use super::super::tile::SIDE;
 
+/// What sums pass through: as long as units take at once, since a matrix is stored as aligned as these are.
+pub(super) type FloatPair = Vector<f32, Const<2>>;
+
 /// Pairs of columns of a matrix: each unit stores two neighbouring outputs.
 const PAIRS: u32 = SIDE as u32 / 2;
 
@@ -18,7 +21,7 @@ const PAIRS: u32 = SIDE as u32 / 2;
 #[cube]
 pub(super) fn store_sums<O: Size>(
     sums: &Sequence<cmma::Matrix<f32>>,
-    bounce: &mut [f32],
+    bounce: &mut [FloatPair],
     x: &[Chunk],
     bias: &[f32],
     added: &[f32],
@@ -44,8 +47,8 @@ pub(super) fn store_sums<O: Size>(
     let first_column = CUBE_POS_Y * comptime!(job.cube_outputs() as u32)
         + plane % comptime!(tile.planes_n as u32) * comptime!((SIDE * made) as u32)
         + lane_column;
-    let own = plane as usize * comptime!(tile.bounce_floats());
-    let own_pair = own + (lane_row * comptime!(tile.bounce_stride() as u32) + lane_column) as usize;
+    let own = plane as usize * comptime!(tile.bounce_floats() / 2);
+    let own_pair = own + (lane_row * comptime!(tile.bounce_stride() as u32 / 2) + lane % PAIRS) as usize;
     #[unroll]
     for i in 0..matrices_m {
         let mut factors = Array::<f32>::new(turns);
@@ -94,7 +97,7 @@ pub(super) fn store_sums<O: Size>(
 #[cube]
 fn bounced(
     sum: &cmma::Matrix<f32>,
-    bounce: &mut [f32],
+    bounce: &mut [FloatPair],
     own: usize,
     own_pair: usize,
     factors: &Array<f32>,
@@ -104,9 +107,9 @@ fn bounced(
 ) {
     let tile = comptime!(job.tile);
     let turns = comptime!(SIDE * SIDE / 2 / tile.plane_units);
-    let turn_floats = comptime!(tile.plane_units / (SIDE / 2) * tile.bounce_stride());
+    let turn_pairs = comptime!(tile.plane_units / (SIDE / 2) * tile.bounce_stride() / 2);
     cmma::store(
-        &mut bounce[own..own + comptime!(tile.bounce_floats())],
+        &mut bounce[own..own + comptime!(tile.bounce_floats() / 2)],
         sum,
         comptime!(tile.bounce_stride() as u32).runtime(),
         cmma::MatrixLayout::RowMajor,
@@ -114,9 +117,9 @@ fn bounced(
     sync_plane();
     #[unroll]
     for turn in 0..turns {
-        let at = own_pair + comptime!(turn * turn_floats);
-        values[comptime!(2 * turn)] = bounce[at] * factor * factors[turn];
-        values[comptime!(2 * turn + 1)] = bounce[at + 1] * factor * factors[turn];
+        let pair = bounce[own_pair + comptime!(turn * turn_pairs)];
+        values[comptime!(2 * turn)] = pair.extract(0usize) * factor * factors[turn];
+        values[comptime!(2 * turn + 1)] = pair.extract(1usize) * factor * factors[turn];
     }
     sync_plane();
 }

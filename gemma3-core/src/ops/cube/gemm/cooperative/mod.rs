@@ -28,7 +28,7 @@ use super::epilogue::Job;
 use super::ptx::Chunk;
 use super::tile::SIDE;
 use ahead::multiply_ahead;
-use bounce::store_sums;
+use bounce::{FloatPair, store_sums};
 use staging::*;
 
 /// `out[m, n] = sum_k x[m, k] W[n, k]`: cube `[i, j, s]` makes tile `[i, j]` of part `s` of the columns, and the parts
@@ -59,8 +59,10 @@ pub(super) fn cooperative_kernel<W: Numeric, V: Size, I: Size, O: Size>(
         Shared::<[Vector<W, V>]>::new_aligned_slice(comptime!(tile.stages * tile.m * row_cells), 32usize);
     let mut weights =
         Shared::<[Vector<W, V>]>::new_aligned_slice(comptime!(tile.stages * tile.n * row_cells), 32usize);
-    let mut bounce =
-        Shared::<[f32]>::new_aligned_slice(comptime!(tile.plane_count() * tile.bounce_floats()), 32usize);
+    let mut bounce = Shared::<[FloatPair]>::new_aligned_slice(
+        comptime!(tile.plane_count() * tile.bounce_floats() / 2),
+        32usize,
+    );
 
     let mut sums = Sequence::<cmma::Matrix<f32>>::new();
     #[unroll]
