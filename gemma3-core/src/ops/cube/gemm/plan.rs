@@ -144,9 +144,18 @@ impl Processor {
             Tile::cooperative([128, 64, 32], [2, 2], 2),
             Tile::cooperative([64, 64, 32], [2, 2], 2),
         ];
+        // Their widths divide what else leaves the last round of multiprocessors nearly idle: 1,152, 1,536 or 2,560
+        // outputs. Gates want an even number of matrices.
+        let between = [
+            Tile::cooperative([128, 144, 32], [4, 1], 2),
+            Tile::cooperative([128, 160, 32], [2, 2], 1),
+            Tile::cooperative([128, 192, 32], [2, 4], 1),
+        ];
+        let between = between.into_iter().filter(|_| !gated);
         let rows = rows.next_power_of_two();
         let mut best = (u64::MAX, self.of_planes(SMALLEST));
-        for tile in tiles.map(|tile| self.of_planes(tile).ahead(AHEAD)).into_iter().filter(fits) {
+        let all = tiles.into_iter().chain(between).map(|tile| self.of_planes(tile).ahead(AHEAD));
+        for tile in all.filter(fits) {
             for splits in (1..=8).take_while(|splits| *splits == 1 || layout.cols >= 512 * splits) {
                 let tile = tile.split(splits, layout);
                 let cycles = self.cooperative_cycles(&tile, layout, rows, gated);
@@ -331,6 +340,22 @@ mod tests {
     }
 
     #[test]
+    fn a_narrow_product_fills_a_device_of_cooperative_matrices() {
+        // Output and down projections of the 1B and of the image encoder, queries, keys and values of the 1B, the down
+        // projection of the 4B.
+        let narrow = [(1152, 6912, 2048, 144), (1152, 1152, 4096, 144), (1536, 1152, 2048, 192)];
+        for (rows, cols, count, n) in narrow.into_iter().chain([(2560, 10240, 2048, 160)]) {
+            let layout = Layout::new(TensorFormat::BF16, rows, cols).unwrap();
+            let engine = Some(Engine::Cooperative);
+            let processor = Processor { engine, shared_bytes: 48 << 10, multiprocessors: 128, ..hopper() };
+            let Plan::Tensor(tile) = processor.plan(&layout, RowFormat::F16, count, false) else {
+                panic!("there are cooperative matrices");
+            };
+            assert_eq!((tile.n, tile.splits), (n, 1), "{tile:?}");
+        }
+    }
+
+    #[test]
     fn every_plan_for_cooperative_matrices_fits_the_device() {
         for format in TensorFormat::ALL {
             for (rows, cols) in [(1152, 6912), (13824, 1280), (262_144, 256), (4304, 1024)] {
@@ -341,16 +366,20 @@ mod tests {
                     {
                         let engine = Some(Engine::Cooperative);
                         let processor = Processor { engine, plane_units, shared_bytes, ..hopper() };
-                        let Plan::Tensor(tile) = processor.plan(&layout, RowFormat::F16, count, true) else {
-                            panic!("there are cooperative matrices");
-                        };
-                        assert!(tile.shared_bytes() <= shared_bytes, "{tile:?}");
-                        assert_eq!(tile.plane_units, plane_units);
-                        assert_eq!(tile.m % (SIDE * tile.planes_m), 0, "{tile:?}");
-                        assert_eq!(tile.n % (2 * SIDE * tile.planes_n), 0, "{tile:?}");
-                        assert!(tile.m < 2 * count.max(SIDE), "{tile:?} for {count} rows");
-                        let tiles = cols.div_ceil(tile.depth);
-                        assert!((tile.splits - 1) * tiles.div_ceil(tile.splits) < tiles, "{tile:?}");
+                        for gated in [true, false] {
+                            let plan = processor.plan(&layout, RowFormat::F16, count, gated);
+                            let Plan::Tensor(tile) = plan else {
+                                panic!("there are cooperative matrices");
+                            };
+                            let columns = if gated { 2 * SIDE } else { SIDE };
+                            assert!(tile.shared_bytes() <= shared_bytes, "{tile:?}");
+                            assert_eq!(tile.plane_units, plane_units);
+                            assert_eq!(tile.m % (SIDE * tile.planes_m), 0, "{tile:?}");
+                            assert_eq!(tile.n % (columns * tile.planes_n), 0, "{tile:?}");
+                            assert!(tile.m < 2 * count.max(SIDE), "{tile:?} for {count} rows");
+                            let tiles = cols.div_ceil(tile.depth);
+                            assert!((tile.splits - 1) * tiles.div_ceil(tile.splits) < tiles, "{tile:?}");
+                        }
                     }
                 }
             }

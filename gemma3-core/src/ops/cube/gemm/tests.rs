@@ -93,6 +93,21 @@ fn cooperative_plans(client: &Client) -> Vec<Plan> {
     tiles.filter(|tile| tile.shared_bytes() <= processor.shared_bytes).map(Plan::Tensor).collect()
 }
 
+/// The same of widths that are no power of two, with odd numbers of matrices along the rows of a plane: not of gates.
+fn uneven_plans(client: &Client) -> Vec<Plan> {
+    if !has_cooperative(client) {
+        return vec![];
+    }
+    let processor = Processor::of(client);
+    let tiles = [
+        Tile::cooperative([128, 144, 32], [4, 1], 2),
+        Tile::cooperative([128, 160, 32], [2, 2], 1).ahead(2),
+        Tile::cooperative([128, 192, 32], [2, 4], 1),
+    ];
+    let tiles = tiles.map(|tile| processor.of_planes(tile)).into_iter();
+    tiles.filter(|tile| tile.shared_bytes() <= processor.shared_bytes).map(Plan::Tensor).collect()
+}
+
 /// Plans for rows of f16.
 fn plans_of_halves(client: &Client) -> Vec<Plan> {
     let mut plans = cooperative_plans(client);
@@ -440,7 +455,7 @@ fn sums_are_finished_before_they_are_stored() {
     let (matrix, weights) = random_matrix(&client, TensorFormat::BF16, outputs, cols, &mut random);
     let (bias, added) = (random.floats(outputs), random.floats(added_rows * outputs));
     let (bias_at, added_at) = (upload(&client, &bias), upload(&client, &added));
-    for plan in plans(&client) {
+    for plan in plans(&client).into_iter().chain(uneven_plans(&client)) {
         let (tolerance, format) = precision(&plan);
         let to = format.of_products();
         let (x, numbers) = random_rows(&client, format, rows, cols, &mut random);
