@@ -4,10 +4,25 @@
 
 use std::cmp::{max, min};
 
+use cubecl::client::Client;
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
+use half::f16;
 
+use crate::ops::cube::SPIRV;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_max};
+
+/// Whether a device has f16 and takes two of them for a word, so that it converts by an instruction of its own.
+pub(super) fn converts(client: &Client) -> bool {
+    client.name() == SPIRV && client.properties().supports_type(ElemType::Float(FloatKind::F16))
+}
+
+/// Four floats as two words of f16, of a device that [`converts`].
+#[cube]
+pub(super) fn converted(quad: Quad) -> Vector<u32, Const<2>> {
+    Vector::<u32, Const<2>>::reinterpret(Vector::<f16, Const<4>>::cast_from(quad))
+}
 
 /// Two floats as f16, the first in the low half. Made of bits: not every device has f16, and WGSL's compilers can't take
 /// a pair of them for a word.

@@ -4,6 +4,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
+use super::halves::converts;
 use super::rows::{RowFormat, Rows, normalized_by, read_row, write_row};
 use crate::ops::cube::matvec::Hardware;
 use crate::ops::cube::packed::Quad;
@@ -51,6 +52,7 @@ pub fn write_layer_norm(
             norm.eps,
             quads,
             out.format,
+            converts(client),
             groups,
         );
     }
@@ -66,6 +68,7 @@ fn layer_norm_kernel<O: Size>(
     eps: f32,
     #[comptime] quads: usize,
     #[comptime] format: RowFormat,
+    #[comptime] native: bool,
     #[comptime] groups: Groups,
 ) {
     let units = comptime!(groups.cube_units());
@@ -94,7 +97,7 @@ fn layer_norm_kernel<O: Size>(
             values[i] += bias[at];
         }
     }
-    write_row::<O>(&values, out, quads, share, format, groups);
+    write_row::<O>(&values, out, quads, share, format, native, groups);
 }
 
 #[cfg(test)]

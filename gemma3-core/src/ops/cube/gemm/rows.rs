@@ -7,7 +7,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::halves::{f16_pair, row_power};
+use super::halves::{converted, converts, f16_pair, row_power};
 use super::ptx::bf16_pair;
 use super::tile::DEPTH;
 use crate::ops::cube::commands::part;
@@ -132,6 +132,7 @@ pub fn write_rows_of_parts(
     let groups = hardware.groups(1).cube();
     let count = CubeCount::Static(rows as u32, 1, 1);
     let words = out.format.words_of_quad();
+    let native = converts(client);
     // SAFETY: the lengths are those that the kernels compute their indices from.
     let floats = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
     let written = floats(&out.handle, rows * out.format.row_elements(cols));
@@ -155,6 +156,7 @@ pub fn write_rows_of_parts(
                     parts,
                     quads,
                     out.format,
+                    native,
                     normed,
                     groups,
                 );
@@ -177,6 +179,7 @@ pub fn write_rows_of_parts(
                 parts,
                 quads,
                 out.format,
+                native,
                 groups,
             );
         },
@@ -208,6 +211,7 @@ fn rows_kernel<O: Size>(
     #[comptime] parts: usize,
     #[comptime] quads: usize,
     #[comptime] format: RowFormat,
+    #[comptime] native: bool,
     #[comptime] normed: bool,
     #[comptime] groups: Groups,
 ) {
@@ -217,7 +221,7 @@ fn rows_kernel<O: Size>(
     if comptime!(normed) {
         normalized_by(&mut values, scale, eps, quads, share, groups);
     }
-    write_row::<O>(&values, out, quads, share, format, groups);
+    write_row::<O>(&values, out, quads, share, format, native, groups);
 }
 
 /// Cube `m` writes row `m` of `rms_norm(h) * scale` and of `h = x + rms_norm(branch) * branch_scale`.
@@ -233,6 +237,7 @@ fn residual_rows_kernel<O: Size>(
     #[comptime] parts: usize,
     #[comptime] quads: usize,
     #[comptime] format: RowFormat,
+    #[comptime] native: bool,
     #[comptime] groups: Groups,
 ) {
     let units = comptime!(groups.cube_units());
@@ -250,7 +255,7 @@ fn residual_rows_kernel<O: Size>(
         }
     }
     normalized_by(&mut values, scale, eps, quads, share, groups);
-    write_row::<O>(&values, out, quads, share, format, groups);
+    write_row::<O>(&values, out, quads, share, format, native, groups);
 }
 
 /// A unit's share of its cube's row, the sum of `parts` rows that lie `CUBE_COUNT_X` rows apart; zeros beyond the end.
@@ -295,8 +300,8 @@ pub(super) fn normalized_by(
     }
 }
 
-/// Writes a unit's share of its cube's row, and of the zeros after it; of a row of f16 also its factor. Every unit of
-/// the cube has to come here.
+/// Writes a unit's share of its cube's row, and of the zeros after it; of a row of f16 also its factor. `native`: whether
+/// the device [`converts`]. Every unit of the cube has to come here.
 #[cube]
 pub(super) fn write_row<O: Size>(
     values: &Array<Quad>,
@@ -304,6 +309,7 @@ pub(super) fn write_row<O: Size>(
     #[comptime] quads: usize,
     #[comptime] share: usize,
     #[comptime] format: RowFormat,
+    #[comptime] native: bool,
     #[comptime] groups: Groups,
 ) {
     let written = comptime!(format.width(4 * quads) / 4);
@@ -322,7 +328,13 @@ pub(super) fn write_row<O: Size>(
     for i in 0..share {
         let at = UNIT_POS as usize + comptime!(i * groups.cube_units());
         if at < written {
-            if comptime!(matches!(format, RowFormat::F16)) {
+            if comptime!(native && matches!(format, RowFormat::F16)) {
+                let pairs = converted(values[i] * Quad::new(power));
+                let mut words = Vector::<u32, O>::empty();
+                words.insert(0usize, pairs.extract(0usize));
+                words.insert(1usize, pairs.extract(1usize));
+                out[row + at] = words;
+            } else if comptime!(matches!(format, RowFormat::F16)) {
                 out[row + at] = quad_words::<O>(values[i] * Quad::new(power), format);
             } else {
                 out[row + at] = quad_words::<O>(values[i], format);

@@ -6,6 +6,7 @@ use cubecl::prelude::*;
 use half::f16;
 
 use super::super::epilogue::Job;
+use super::super::halves::converted;
 use super::super::ptx::Chunk;
 use super::super::rows::RowFormat;
 use super::super::staging::matrix_row;
@@ -229,7 +230,7 @@ fn halves_of<I: Size>(
         } else {
             let quad = powered::<I>(packed, &fetched.sides, item, comptime!(at / 2), start, power, job);
             // Devices with matrices of f16 convert to it: one instruction for two numbers, where their bits take thirty.
-            let halves = Vector::<u32, Const<2>>::reinterpret(Vector::<f16, Const<4>>::cast_from(quad));
+            let halves = converted(quad);
             words.insert(comptime!(2 * pair), halves.extract(0usize));
             words.insert(comptime!(2 * pair + 1), halves.extract(1usize));
         }
