@@ -4,6 +4,7 @@ use std::cmp::min;
 
 use cubecl::prelude::*;
 
+use super::halves::converted_pair;
 use super::ptx::{Copies, MAX_COPIES, bf16_pair, quick_gelu_tanh};
 use super::rows::RowFormat;
 use super::tile::{DEPTH, Engine, ROW_CHUNKS, Tile};
@@ -21,7 +22,8 @@ pub(super) struct Job {
     /// Whether the matrix is a gate over an up projection, and outputs are `gelu_tanh(gate) * up`.
     pub gated: bool,
     /// What the outputs are. Parts of sums, which another kernel adds up, are f32, and so is what cooperative matrices
-    /// make: the largest number of a row, which rows of f16 depend on, is not known before all cubes have ended.
+    /// make, unless something is known that no output is larger than: the largest number of a row, which rows of f16 depend
+    /// on, is not known before all cubes have ended.
     pub format: RowFormat,
     /// What is done to the sums first.
     pub finish: Finish,
@@ -172,6 +174,14 @@ impl Job {
         }
     }
 
+    /// Elements from one row of outputs to the next.
+    pub const fn row_elements(&self) -> usize {
+        match self.format {
+            RowFormat::F16 => RowFormat::F16.row_words(self.outputs()),
+            RowFormat::F32 | RowFormat::Bf16 => self.written() / self.element_outputs(),
+        }
+    }
+
     /// Words of such an element.
     pub const fn element_words(&self) -> usize {
         match self.format {
@@ -234,7 +244,7 @@ pub(super) fn store<O: Size>(
     }
 }
 
-/// Stores the outputs at `column` and after it of a row.
+/// Stores the outputs at `column` and after it of a row; those of f16 already fit.
 #[cube]
 pub(super) fn put_pair<O: Size>(
     out: &mut [Vector<u32, O>],
@@ -246,13 +256,17 @@ pub(super) fn put_pair<O: Size>(
 ) {
     let outputs = comptime!(job.outputs() as u32);
     let written = comptime!(job.written() as u32);
-    let elements = comptime!(job.written() / job.element_outputs());
+    let elements = comptime!(job.row_elements());
     let at = row * elements + column as usize / comptime!(job.element_outputs());
     if column < written {
         if comptime!(matches!(job.format, RowFormat::Bf16)) {
             let first = select(column < outputs, first, 0.0f32);
             let second = select(column + 1u32 < outputs, second, 0.0f32);
             out[at] = Vector::<u32, O>::new(bf16_pair(first, second));
+        } else if comptime!(matches!(job.format, RowFormat::F16)) {
+            let first = select(column < outputs, first, 0.0f32);
+            let second = select(column + 1u32 < outputs, second, 0.0f32);
+            out[at] = Vector::<u32, O>::new(converted_pair(first, second));
         } else if comptime!(job.element_outputs() == 2) {
             let mut pair = Vector::<u32, O>::empty();
             pair.insert(0usize, u32::reinterpret(first));

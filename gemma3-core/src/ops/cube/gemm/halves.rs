@@ -1,5 +1,5 @@
 //! Activations and weights as f16, which neither fit as they are: each row of activations and each matrix has a power
-//! of two that brings its largest number near the end of f16's range. Multiplying by one is exact, and the sums of a
+//! of two that brings its largest number, or what none is larger than, near the end of f16's range. Multiplying by one is exact, and the sums of a
 //! product are multiplied back.
 
 use std::cmp::{max, min};
@@ -10,7 +10,7 @@ use cubecl::prelude::*;
 use half::f16;
 
 use crate::ops::cube::SPIRV;
-use crate::ops::cube::packed::Quad;
+use crate::ops::cube::packed::{HalfPair, Quad};
 use crate::ops::cube::reduce::{Groups, group_max};
 
 /// Whether a device has f16 and takes two of them for a word, so that it converts by an instruction of its own.
@@ -22,6 +22,15 @@ pub(super) fn converts(client: &Client) -> bool {
 #[cube]
 pub(super) fn converted(quad: Quad) -> Vector<u32, Const<2>> {
     Vector::<u32, Const<2>>::reinterpret(Vector::<f16, Const<4>>::cast_from(quad))
+}
+
+/// Two floats as f16, of a device that multiplies matrices of f16.
+#[cube]
+pub(super) fn converted_pair(low: f32, high: f32) -> u32 {
+    let mut pair = Vector::<f32, Const<2>>::empty();
+    pair.insert(0usize, low);
+    pair.insert(1usize, high);
+    u32::reinterpret(HalfPair::cast_from(pair))
 }
 
 /// Two floats as f16, the first in the low half. Made of bits: not every device has f16, and WGSL's compilers can't take
@@ -65,7 +74,13 @@ pub(super) fn row_power(
         }
     }
     group_max(&mut largest, 1usize, groups);
+    powers(largest[0])
+}
+
+/// The same of a number that none of the row is larger than.
+#[cube]
+pub(super) fn powers(largest: f32) -> (f32, f32) {
     // Both powers are normal numbers, so that no device takes one for zero. What is not a number may have a sign.
-    let exponent = max((u32::reinterpret(largest[0]) >> 23u32) & 255u32, 14u32);
+    let exponent = max((u32::reinterpret(largest) >> 23u32) & 255u32, 14u32);
     (f32::reinterpret((267u32 - exponent) << 23u32), f32::reinterpret((exponent - 13u32) << 23u32))
 }

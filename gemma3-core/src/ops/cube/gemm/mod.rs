@@ -71,6 +71,8 @@ pub struct Output<'a> {
 pub struct Ending<'a> {
     /// Added to every row, f32 \[outputs\].
     pub bias: &'a Handle,
+    /// The size that none of them exceeds.
+    pub largest_bias: f32,
     /// Whether the activation `gelu_tanh` follows.
     pub gelu: bool,
     /// Rows that are added at last, f32 \[count, outputs\], and their count, after which they begin anew. Not the
@@ -175,7 +177,8 @@ fn part_bytes(splits: usize, layout: &Layout, rows: usize) -> usize {
 /// allocated here is free for others afterwards.
 ///
 /// # Panics
-/// Exact products and those of f16 rows have f32 outputs only: [`RowFormat::of_products`].
+/// Exact products have f32 outputs only, and so have those of f16 rows ([`RowFormat::of_products`]) but of matrices that
+/// [`writes_halves`] names.
 pub fn linear(
     client: &Client,
     processor: &Processor,
@@ -187,6 +190,12 @@ pub fn linear(
 ) {
     let plan = processor.plan(&matrix.layout, x.format, rows, out.gated);
     launch(client, plan, x, matrix, out, rows, scratch);
+}
+
+/// Whether products of this matrix, with biases of a known size and without added rows, can write rows of f16: no output is
+/// larger than a row's weights make it of the largest input, which is known beforehand. Such products are never divided.
+pub fn writes_halves(processor: &Processor, matrix: &PackedMatrix) -> bool {
+    processor.engine == Some(Engine::Cooperative) && matrix.row_size.is_finite()
 }
 
 /// Launches a product as planned.
@@ -213,7 +222,13 @@ pub fn launch(
         }
         Plan::Tensor(tile) => {
             assert_eq!(x.format, tile.engine.row_format(), "the rows of another instruction");
-            assert!(out.rows.format == x.format.of_products() || out.rows.format == RowFormat::F32);
+            let is_bounded = tile.engine == Engine::Cooperative
+                && matrix.row_size.is_finite()
+                && !out.gated
+                && out.ending.is_none_or(|ending| ending.added.is_none());
+            let formats = [RowFormat::F32, x.format.of_products(), RowFormat::F16];
+            let count = if is_bounded { 3 } else { 2 };
+            assert!(formats[..count].contains(&out.rows.format), "rows that this product can't write");
             launch_tensor(client, tile, x, matrix, out, rows, scratch);
         }
     }
@@ -350,13 +365,17 @@ fn launch_tensor(
     scratch: Option<&Handle>,
 ) {
     let layout = matrix.layout;
-    let tile = fitted(tile, &layout, rows);
+    // The factor of a row of f16 is known where its input is.
+    let splits = if out.rows.format == RowFormat::F16 { 1 } else { tile.splits };
+    let tile = fitted(Tile { splits, ..tile }, &layout, rows);
     let finish = Finish { quick: tile.engine != Engine::Cooperative, ..out.finish() };
     let job = Job { layout, tile, gated: out.gated, format: out.rows.format, finish };
     let side_len = (layout.rows * layout.side_words()).max(1);
     let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
     if tile.splits == 1 {
-        launch_tiles(client, job, x, matrix, (bias, added, added_rows), &out.rows.handle, rows);
+        let largest_bias = out.ending.map_or(0.0, |ending| ending.largest_bias);
+        let ending = (bias, added, added_rows);
+        launch_tiles(client, job, x, matrix, ending, largest_bias, &out.rows.handle, rows);
         return;
     }
     let parts = parts_buffer(client, scratch, part_bytes(tile.splits, &layout, rows));
@@ -396,7 +415,7 @@ fn launch_tensor_parts(
     let side_len = (layout.rows * layout.side_words()).max(1);
     // SAFETY: the length is that of the layout; nothing is read of what stands for biases and added rows.
     let unused = || unsafe { BufferArg::from_raw_parts(matrix.side.clone(), side_len) };
-    launch_tiles(client, job, x, matrix, (unused(), unused(), 1), parts, rows);
+    launch_tiles(client, job, x, matrix, (unused(), unused(), 1), 0.0, parts, rows);
 }
 
 /// The tile with parts that none is empty of, and with the copies that it can make.
@@ -413,6 +432,7 @@ fn launch_tiles(
     x: &Rows,
     matrix: &PackedMatrix,
     (bias, added, added_rows): (BufferArg, BufferArg, u32),
+    largest_bias: f32,
     out: &Handle,
     rows: usize,
 ) {
@@ -420,7 +440,7 @@ fn launch_tiles(
     let x_chunks = x.format.bytes(rows, layout.cols) / size_of::<[u32; 4]>();
     let side_len = (layout.rows * layout.side_words()).max(1);
     let quants_len = layout.rows * job.row_items();
-    let out_len = tile.splits * rows * job.written() / job.element_outputs();
+    let out_len = tile.splits * rows * job.row_elements();
     let count = CubeCount::Static(
         rows.div_ceil(tile.m) as u32,
         job.written().div_ceil(job.cube_outputs()) as u32,
@@ -461,6 +481,8 @@ fn launch_tiles(
                     added_rows,
                     matrix.power,
                     matrix.power.recip(),
+                    matrix.row_size,
+                    largest_bias,
                     cells,
                     job,
                 );

@@ -41,8 +41,8 @@ impl RowFormat {
         }
     }
 
-    /// What products of such rows can write for the next: a row of f16 depends on its largest number, which none of the
-    /// cubes that make it knows.
+    /// What all products of such rows can write for the next: a row of f16 depends on its largest number, which none of the
+    /// cubes that make it knows. Some know what none is larger than ([`writes_halves`](super::writes_halves)).
     pub const fn of_products(self) -> Self {
         match self {
             Self::F32 | Self::F16 => Self::F32,

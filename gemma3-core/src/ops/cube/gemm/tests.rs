@@ -345,6 +345,44 @@ fn gates_meet_their_up_projections() {
 }
 
 #[test]
+fn products_write_rows_of_halves_by_what_their_sums_cannot_exceed() {
+    let Some(client) = client() else { return };
+    let (rows, outputs, cols) = (140, 210, 160);
+    let mut random = Random::new(51);
+    let weights: Vec<f32> = random.floats(outputs * cols).iter().map(|w| w * 1e3).collect();
+    let matrix = PackedMatrix::upload_as_halves(&client, cols, &weights).expect("whole rows");
+    let bias: Vec<f32> = random.floats(outputs).iter().map(|b| b * 1e4).collect();
+    let largest_bias = bias.iter().map(|b| b.abs()).fold(0.0, f32::max);
+    let bias_at = upload(&client, &bias);
+    // Rows of any size, one of zeros.
+    let mut x = random.floats(rows * cols);
+    for (row, size) in [(0, 1e6), (1, 1e-9), (2, 0.0), (4, 1e20), (135, 1e-20)] {
+        x[row * cols..][..cols].iter_mut().for_each(|x| *x *= size);
+    }
+    let sums = product(&to_f64(&x), &weights, cols);
+    let plans = cooperative_plans(&client).into_iter().chain(uneven_plans(&client));
+    for plan in plans.collect::<Vec<_>>() {
+        let (tolerance, format) = precision(&plan);
+        let input = written(&client, &x, format, rows, cols);
+        for with_gelu in [false, true] {
+            let expected: Vec<(f64, f64)> = (sums.iter().enumerate())
+                .map(|(at, (sum, size))| {
+                    let sum = sum + f64::from(bias[at % outputs]);
+                    let value = if with_gelu { gelu(sum) } else { sum };
+                    // Rounded once more, to 11 bits.
+                    (value, 1.13 * size + 1.0 + value.abs() / 1024.0 / tolerance)
+                })
+                .collect();
+            let ending = Ending { bias: &bias_at, largest_bias, gelu: with_gelu, added: None };
+            let out = poisoned_rows(&client, RowFormat::F16, rows, outputs);
+            launch(&client, plan, &input, &matrix, Output::ending(&out, ending), rows, None);
+            let what = format!("gelu {with_gelu}, {plan:?}");
+            assert_close(&values(&client, &out, rows, outputs), &expected, tolerance, &what);
+        }
+    }
+}
+
+#[test]
 fn rows_are_normalized_on_the_way() {
     let Some(client) = client() else { return };
     let hardware = Hardware::of(&client);
@@ -474,7 +512,7 @@ fn sums_are_finished_before_they_are_stored() {
                 })
                 .collect();
             let added = with_added.then_some((&added_at, added_rows));
-            let ending = Ending { bias: &bias_at, gelu: with_gelu, added };
+            let ending = Ending { bias: &bias_at, largest_bias: 1.0, gelu: with_gelu, added };
             let out = poisoned_rows(&client, to, rows, outputs);
             launch(&client, plan, &x, &matrix, Output::ending(&out, ending), rows, None);
             let what = format!("gelu {with_gelu}, added {with_added}, {plan:?}");

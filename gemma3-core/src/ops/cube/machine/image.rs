@@ -211,7 +211,11 @@ impl ImageMachine for Cube {
     ) -> Result<Features, MachineError> {
         let (weight, outputs) = (matrix.whole()?, matrix.outputs());
         x.expect([x.count, matrix.cols()], self.format(Numbers::Operands))?;
-        let out = self.empty_of_parts(x.count, outputs, numbers)?;
+        let has_added = ending.as_ref().is_some_and(|ending| ending.added.is_some());
+        let out = match gemm::writes_halves(&self.processor, weight) && !has_added {
+            true => self.empty(x.count, outputs, numbers)?,
+            false => self.empty_of_parts(x.count, outputs, numbers)?,
+        };
         let output = match ending {
             None => Output::plain(&out.rows),
             Some(Ending { bias, gelu, added }) => {
@@ -222,7 +226,10 @@ impl ImageMachine for Cube {
                     expect(repeats, "rows that are added to a product are no part of it")?;
                 }
                 let added = added.map(|added| (&added.rows.handle, added.count));
-                Output::ending(&out.rows, gemm::Ending { bias: &bias.handle, gelu, added })
+                Output::ending(
+                    &out.rows,
+                    gemm::Ending { bias: &bias.handle, largest_bias: bias.largest, gelu, added },
+                )
             }
         };
         self.launch_linear(&x.rows, weight, output, x.count, None);

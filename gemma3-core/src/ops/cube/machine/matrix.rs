@@ -26,6 +26,8 @@ pub struct Matrix {
 pub struct Vector {
     pub(super) handle: Handle,
     pub(super) len: usize,
+    /// The size that none of them exceeds.
+    pub(super) largest: f32,
 }
 
 impl Matrix {

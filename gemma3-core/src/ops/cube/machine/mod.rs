@@ -166,7 +166,8 @@ impl Machine for Cube {
     }
 
     fn vector(&self, values: Vec<f32>) -> Result<Vector, DeviceFailed> {
-        Ok(Vector { handle: self.commands.upload(&values), len: values.len() })
+        let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        Ok(Vector { handle: self.commands.upload(&values), len: values.len(), largest })
     }
 
     fn vector_values(&self, vector: &Vector) -> Result<Vec<f32>, DeviceFailed> {

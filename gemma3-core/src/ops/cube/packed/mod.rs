@@ -41,6 +41,9 @@ pub struct PackedMatrix {
     pub power: f32,
     /// The same of the weights as they lie, those of F16 too.
     pub stored_power: f32,
+    /// The largest sum of the sizes of a row's weights: an output is no larger than this times the largest input.
+    /// Infinity where nobody has added them up.
+    pub row_size: f32,
 }
 
 /// Bytes that are laid out and copied at a time.
@@ -84,7 +87,7 @@ impl PackedMatrix {
         }
         let stored_power = power_for(largest);
         let power = if format == TensorFormat::F16 { 1.0 } else { stored_power };
-        Ok(Self { layout, quants, side, power, stored_power })
+        Ok(Self { layout, quants, side, power, stored_power, row_size: f32::INFINITY })
     }
 }
 
@@ -98,7 +101,9 @@ impl PackedMatrix {
         let largest = weights.iter().copied().map(finite).fold(0.0, f32::max);
         let power = power_for(largest);
         let bytes: Vec<u8> = weights.iter().flat_map(|w| f16::from_f32(w * power).to_le_bytes()).collect();
-        Ok(Self { power, ..Self::upload(client, TensorFormat::F16, cols, &[&bytes])? })
+        let size = |row: &[f32]| row.iter().copied().map(finite).sum::<f32>();
+        let row_size = weights.chunks(cols.max(1)).map(size).fold(0.0, f32::max);
+        Ok(Self { power, row_size, ..Self::upload(client, TensorFormat::F16, cols, &[&bytes])? })
     }
 }
 

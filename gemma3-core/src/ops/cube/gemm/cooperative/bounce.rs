@@ -7,6 +7,7 @@ use cubecl::cmma;
 use cubecl::prelude::*;
 
 use super::super::epilogue::{Job, finished, gelu, put_pair};
+use super::super::halves::powers;
 use super::super::ptx::Chunk;
 use super::super::rows::RowFormat;
 use super::super::tile::SIDE;
@@ -17,7 +18,8 @@ pub(super) type FloatPair = Vector<f32, Const<2>>;
 /// Pairs of columns of a matrix: each unit stores two neighbouring outputs.
 const PAIRS: u32 = SIDE as u32 / 2;
 
-/// Stores the outputs of a plane's sums, each multiplied by `factor` and by that of its row.
+/// Stores the outputs of a plane's sums, each multiplied by `factor` and by that of its row. Rows of f16 get a factor by
+/// what no sum of theirs is larger than, of `row_size`, the matrix's, and the largest bias.
 #[cube]
 pub(super) fn store_sums<O: Size>(
     sums: &Sequence<cmma::Matrix<f32>>,
@@ -29,6 +31,8 @@ pub(super) fn store_sums<O: Size>(
     rows: u32,
     added_rows: u32,
     factor: f32,
+    row_size: f32,
+    largest_bias: f32,
     #[comptime] job: Job,
 ) {
     let tile = comptime!(job.tile);
@@ -52,12 +56,23 @@ pub(super) fn store_sums<O: Size>(
     #[unroll]
     for i in 0..matrices_m {
         let mut factors = Array::<f32>::new(turns);
+        let mut ups = Array::<f32>::new(turns);
         #[unroll]
         for turn in 0..turns {
             let row = first_row + comptime!((SIDE * i) as u32 + turn as u32 * rows_at_once);
             let chunk = min(row, rows - 1u32) as usize * comptime!(job.row_chunks())
                 + comptime!(RowFormat::factor_word(job.layout.cols) / 4);
             factors[turn] = f32::reinterpret(x[chunk].extract(0usize));
+            if comptime!(matches!(job.format, RowFormat::F16)) {
+                // Numbers of the input are below 2^14 before they are multiplied by their factor.
+                let (up, down) = powers(row_size * 16384.0f32 * factors[turn] + largest_bias);
+                ups[turn] = up;
+                if row < rows && first_column == 0u32 {
+                    let at = row as usize * comptime!(job.row_elements())
+                        + comptime!(RowFormat::factor_word(job.outputs()));
+                    out[at] = Vector::<u32, O>::new(u32::reinterpret(down));
+                }
+            }
         }
         #[unroll]
         for j in 0..made {
@@ -65,12 +80,12 @@ pub(super) fn store_sums<O: Size>(
             let sum = sums.index(comptime!(i * matrices_n + j));
             bounced(sum, bounce, own, own_pair, &factors, factor, &mut values, job);
             if comptime!(job.gated) {
-                let mut ups = Array::<f32>::new(comptime!(2 * turns));
+                let mut others = Array::<f32>::new(comptime!(2 * turns));
                 let sum = sums.index(comptime!(i * matrices_n + j + made));
-                bounced(sum, bounce, own, own_pair, &factors, factor, &mut ups, job);
+                bounced(sum, bounce, own, own_pair, &factors, factor, &mut others, job);
                 #[unroll]
                 for at in 0..2 * turns {
-                    values[at] = gelu(values[at], comptime!(job.finish.quick)) * ups[at];
+                    values[at] = gelu(values[at], comptime!(job.finish.quick)) * others[at];
                 }
             }
             #[unroll]
@@ -82,9 +97,13 @@ pub(super) fn store_sums<O: Size>(
                     let finish = comptime!(job.finish);
                     let first = values[comptime!(2 * turn)];
                     let second = values[comptime!(2 * turn + 1)];
-                    let first = finished(first, row, column, bias, added, added_rows, outputs, finish);
-                    let second =
+                    let mut first = finished(first, row, column, bias, added, added_rows, outputs, finish);
+                    let mut second =
                         finished(second, row, column + 1u32, bias, added, added_rows, outputs, finish);
+                    if comptime!(matches!(job.format, RowFormat::F16)) {
+                        first *= ups[turn];
+                        second *= ups[turn];
+                    }
                     put_pair::<O>(out, (CUBE_POS_Z * rows + row) as usize, column, first, second, job);
                 }
             }

@@ -33,7 +33,7 @@ use staging::*;
 
 /// `out[m, n] = sum_k x[m, k] W[n, k]`: cube `[i, j, s]` makes tile `[i, j]` of part `s` of the columns, and the parts
 /// lie one after the other in `out`. `x` are rows of f16; weights are multiplied by `power` on their way into f16, and
-/// `factor` is its inverse.
+/// `factor` is its inverse. `row_size` and `largest_bias` are of importance to rows of f16 alone.
 #[cube(launch_unchecked)]
 pub(super) fn cooperative_kernel<W: Numeric, V: Size, I: Size, O: Size>(
     x: &[Chunk],
@@ -46,6 +46,8 @@ pub(super) fn cooperative_kernel<W: Numeric, V: Size, I: Size, O: Size>(
     added_rows: u32,
     power: f32,
     factor: f32,
+    row_size: f32,
+    largest_bias: f32,
     #[comptime] cells: Cells,
     #[comptime] job: Job,
 ) {
@@ -134,7 +136,20 @@ pub(super) fn cooperative_kernel<W: Numeric, V: Size, I: Size, O: Size>(
             }
         }
     }
-    store_sums::<O>(&sums, &mut bounce, x, bias, added, out, rows, added_rows, factor, job);
+    store_sums::<O>(
+        &sums,
+        &mut bounce,
+        x,
+        bias,
+        added,
+        out,
+        rows,
+        added_rows,
+        factor,
+        row_size,
+        largest_bias,
+        job,
+    );
 }
 
 /// Adds the product of the tiles of a stage to a plane's sums.
