@@ -374,8 +374,8 @@ fn launch_tensor(
     let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
     if tile.splits == 1 {
         let largest_bias = out.ending.map_or(0.0, |ending| ending.largest_bias);
-        let ending = (bias, added, added_rows);
-        launch_tiles(client, job, x, matrix, ending, largest_bias, &out.rows.handle, rows);
+        let ending = (bias, added, added_rows, largest_bias);
+        launch_tiles(client, job, x, matrix, ending, &out.rows.handle, rows);
         return;
     }
     let parts = parts_buffer(client, scratch, part_bytes(tile.splits, &layout, rows));
@@ -415,7 +415,7 @@ fn launch_tensor_parts(
     let side_len = (layout.rows * layout.side_words()).max(1);
     // SAFETY: the length is that of the layout; nothing is read of what stands for biases and added rows.
     let unused = || unsafe { BufferArg::from_raw_parts(matrix.side.clone(), side_len) };
-    launch_tiles(client, job, x, matrix, (unused(), unused(), 1), 0.0, parts, rows);
+    launch_tiles(client, job, x, matrix, (unused(), unused(), 1, 0.0), parts, rows);
 }
 
 /// The tile with parts that none is empty of, and with the copies that it can make.
@@ -431,8 +431,7 @@ fn launch_tiles(
     job: Job,
     x: &Rows,
     matrix: &PackedMatrix,
-    (bias, added, added_rows): (BufferArg, BufferArg, u32),
-    largest_bias: f32,
+    (bias, added, added_rows, largest_bias): (BufferArg, BufferArg, u32, f32),
     out: &Handle,
     rows: usize,
 ) {

@@ -40,9 +40,14 @@ fn measure(client: &Client, what: &str, path: &str, flops: f64, launch: impl Fn(
 
 /// What the tiles differ in.
 fn name(tile: &CooperativeTile) -> String {
-    let CooperativeTile { sixteens, planes, keys, holds, apart, ahead, cells, .. } = tile;
+    let CooperativeTile { sixteens, planes, keys, holds, apart, ahead, together, cells, .. } = tile;
     let held = if *holds { "held" } else { "shared" };
-    let (apart, ahead) = (if *apart { "apart" } else { "in turns" }, if *ahead { "ahead" } else { "then" });
+    let apart = if *apart { "apart" } else { "in turns" };
+    let ahead = match (together, ahead) {
+        (true, _) => "together",
+        (false, true) => "ahead",
+        (false, false) => "then",
+    };
     format!("cooperative {planes} x {} rows {keys} keys {held} {apart} {ahead} {cells:?}", 16 * sixteens)
 }
 
@@ -94,8 +99,11 @@ fn tiles(client: &Client, attention: &PrefillAttention) -> Vec<CooperativeTile> 
         holds: *holds,
         apart: *apart,
         ahead: *ahead,
+        together: false,
         cells: Cells::longest(client),
     });
+    // Each that can is tried with both on their way together, too.
+    let tiles = tiles.flat_map(|tile| [tile, CooperativeTile { together: true, ..tile }]);
     // What today's was before shared memory was made of words.
     let short = CooperativeTile::choose(client, attention);
     let tiles = tiles.chain(short.map(|tile| CooperativeTile { cells: Cells::Fours, ..tile }));

@@ -154,12 +154,14 @@ fn cooperative_tiles(client: &Client, attention: &PrefillAttention) -> Vec<Coope
         holds,
         apart,
         ahead,
+        together: false,
         cells: Cells::longest(client),
     };
     let mut tiles = vec![
         tile(1, 2, 32, [true, false, true]),
         tile(2, 1, 48, [false, true, false]),
         tile(1, 3, 32, [true, true, false]),
+        CooperativeTile { together: true, ..tile(2, 2, 32, [true, true, true]) },
     ];
     tiles.extend(CooperativeTile::choose(client, attention));
     tiles.retain(|tile| tile.runs(client, attention));

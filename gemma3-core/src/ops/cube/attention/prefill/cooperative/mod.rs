@@ -243,17 +243,26 @@ fn attend<W: Numeric, V: Size, O: Size>(
     }
 
     let mut fetched = Fetched::new(shape);
+    let mut fetched_values = Fetched::new(shape);
     let mut start = first;
     if comptime!(tile.ahead) {
         fetch(keys, sequence, start, end, &mut fetched, shape);
+    }
+    if comptime!(tile.together) {
+        fetch(values, sequence, start, end, &mut fetched_values, shape);
     }
     while start < end {
         if comptime!(!tile.ahead) {
             fetch(keys, sequence, start, end, &mut fetched, shape);
         }
-        // Nobody reads keys any more: all have come by the barrier before the last values.
+        // Nobody reads keys any more: all have come by the barrier before the last values, or the one after them.
         place::<W, V>(&fetched, &mut memory, 0usize, start, end, key_inverse, shape);
-        if comptime!(tile.ahead) {
+        if comptime!(tile.together) {
+            place::<W, V>(&fetched_values, &mut memory, values_row, start, end, value_inverse, shape);
+            let next = start + comptime!(tile.keys as u32);
+            fetch(keys, sequence, next, end, &mut fetched, shape);
+            fetch(values, sequence, next, end, &mut fetched_values, shape);
+        } else if comptime!(tile.ahead) {
             fetch(values, sequence, start, end, &mut fetched, shape);
         }
         sync_cube();
@@ -294,9 +303,11 @@ fn attend<W: Numeric, V: Size, O: Size>(
         if comptime!(!tile.ahead) {
             fetch(values, sequence, start, end, &mut fetched, shape);
         }
-        // Nobody reads values any more: all have come by the barrier after them.
-        place::<W, V>(&fetched, &mut memory, values_row, start, end, value_inverse, shape);
-        if comptime!(tile.ahead) {
+        if comptime!(!tile.together) {
+            // Nobody reads values any more: all have come by the barrier after them.
+            place::<W, V>(&fetched, &mut memory, values_row, start, end, value_inverse, shape);
+        }
+        if comptime!(tile.ahead && !tile.together) {
             fetch(keys, sequence, start + comptime!(tile.keys as u32), end, &mut fetched, shape);
         }
 
@@ -334,7 +345,9 @@ fn attend<W: Numeric, V: Size, O: Size>(
                 shares.push(loaded::<W, V>(&weights, at, ident, layout, stride));
             }
         }
-        sync_cube();
+        if comptime!(!tile.together) {
+            sync_cube();
+        }
 
         #[unroll]
         for n in 0..columns {
@@ -350,7 +363,7 @@ fn attend<W: Numeric, V: Size, O: Size>(
                 }
             }
         }
-        if comptime!(!tile.apart) {
+        if comptime!(!tile.apart || tile.together) {
             sync_cube();
         }
         start += comptime!(tile.keys as u32);

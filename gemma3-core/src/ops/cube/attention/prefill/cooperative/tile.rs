@@ -32,6 +32,9 @@ pub struct CooperativeTile {
     pub apart: bool,
     /// Whether units fetch what is multiplied next while they multiply.
     pub ahead: bool,
+    /// Whether that are the next block's keys and values together, which have a whole block's time to come; they have to
+    /// be apart.
+    pub together: bool,
     /// What shared memory is made of: vectors that are aligned as a device's quickest loads of matrices ask for.
     pub(in crate::ops::cube) cells: Cells,
 }
@@ -59,6 +62,7 @@ impl CooperativeTile {
             holds: true,
             apart,
             ahead,
+            together: false,
             cells: Cells::longest(client),
         };
         // The quickest on an H100. Long heads leave no registers for what is fetched ahead.
@@ -86,6 +90,7 @@ impl CooperativeTile {
         let shape = CooperativeShape { attention: *attention, tile: *self, operands, out };
         attention.cache.format == CacheFormat::F16
             && shape.share().is_multiple_of(2)
+            && (!self.together || (self.apart && self.ahead))
             && (!self.holds || SIDE * self.planes <= shape.block_rows())
             && features.matmul.cmma.contains(&multiply)
             && features.plane.contains(Plane::Ops)
