@@ -172,7 +172,7 @@ impl ImageMachine for Cube {
         expect(images == 1 && shape.fits(pixels.len(), images), "an image that is no whole patches")?;
         let PatchShape { channels, side, patch } = shape;
         let out = self.empty_of_parts(shape.patches(), shape.width(), Numbers::Operands)?;
-        let pixels = self.commands.upload(&pixels);
+        let pixels = self.commands.hand_over(pixels);
         write_patches(self.commands.client(), &pixels, Patches { channels, side, patch }, &out.rows);
         self.written(out, Numbers::Operands)
     }
