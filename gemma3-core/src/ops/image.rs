@@ -27,6 +27,15 @@ pub(crate) fn expect(holds: bool, what: &'static str) -> Result<(), MachineError
     if holds { Ok(()) } else { Err(MachineError::Bug { what }) }
 }
 
+/// [`expect`] of queries, keys and values: rows of whole images, all alike, of whole heads.
+pub(crate) fn expect_heads(shapes: [[usize; 2]; 3], images: usize, heads: usize) -> Result<(), MachineError> {
+    let [[rows, width], ..] = shapes;
+    let alike = shapes.iter().all(|shape| *shape == [rows, width]);
+    let whole =
+        rows > 0 && images > 0 && rows.is_multiple_of(images) && heads > 0 && width.is_multiple_of(heads);
+    expect(alike && whole, "queries, keys and values of an image that differ, or are no whole heads")
+}
+
 /// What SigLIP's encoder and Gemma's projector need of a device. R = rows: the patches of all images of a pass, one
 /// image after the other.
 pub trait ImageMachine: Machine {

@@ -67,7 +67,7 @@ pub trait OnMachine {
 /// Picks the machine of a device: the one place that does. `plain` asks for the definitions, which also devices without
 /// a machine of their own take.
 pub fn on_machine<V: OnMachine>(device: &Device, precision: Precision, plain: bool, visitor: V) -> V::Output {
-    let _ = precision; // The definitions have only one.
+    let _ = (precision, plain); // The definitions have one precision, and may be all there is.
     #[cfg(feature = "flex")]
     if !plain && crate::device::is_flex(device) {
         return visitor.on(Cpu { precision });

@@ -14,34 +14,30 @@ use super::halves::half;
 pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {
     let blocks = bytes.as_chunks::<144>().0;
     for (block, out) in blocks.iter().zip(out.as_chunks_mut::<256>().0) {
-        let (header, quants) = block.split_at(16);
-        let Some([d0, d1, m0, m1, packed @ ..]) = header.first_chunk::<16>() else {
-            return;
-        };
-        let (d, dmin) = (half([*d0, *d1]), half([*m0, *m1]));
-        let groups = group_scales(packed);
+        let Some((header, quants)) = block.split_first_chunk() else { return };
+        let groups = group_scales(header);
         let pairs = groups.as_chunks::<2>().0.iter();
         let quants = quants.as_chunks::<32>().0.iter();
         for ((pair, quants), out) in pairs.zip(quants).zip(out.as_chunks_mut::<64>().0) {
             let [low_group, high_group] = pair;
             let (low, high) = out.split_at_mut(32);
-            let (scale, minimum) = (d * low_group.0, dmin * low_group.1);
             for (byte, value) in quants.iter().zip(low) {
-                *value = scale * f32::from(byte & 15) - minimum;
+                *value = low_group.0 * f32::from(byte & 15) - low_group.1;
             }
-            let (scale, minimum) = (d * high_group.0, dmin * high_group.1);
             for (byte, value) in quants.iter().zip(high) {
-                *value = scale * f32::from(byte >> 4) - minimum;
+                *value = high_group.0 * f32::from(byte >> 4) - high_group.1;
             }
         }
     }
 }
 
-/// The 6-bit (scale, minimum) of the eight groups. Those of the first four are the low six bits of
-/// bytes 0..4 and 4..8; of the last four, bytes 8..12 hold the low four bits of the scale (low half)
-/// and of the minimum (high half), and the top two bits of bytes 0..4 and 4..8 the rest.
+/// (`d * scale`, `dmin * minimum`) of the eight groups, from the 16 bytes before the quants. The 6 bits of the first
+/// four are the low ones of bytes 4..8 and 8..12; of the last four, bytes 12..16 hold the low four bits of the scale
+/// (low half) and of the minimum (high half), and the top two bits of bytes 4..8 and 8..12 the rest.
 #[inline]
-pub(super) fn group_scales(packed: &[u8; 12]) -> [(f32, f32); 8] {
+pub(super) fn group_scales(header: &[u8; 16]) -> [(f32, f32); 8] {
+    let [d0, d1, m0, m1, packed @ ..] = header;
+    let (d, dmin) = (half([*d0, *d1]), half([*m0, *m1]));
     let mut groups = [(0.0, 0.0); 8];
     let (first, last) = groups.split_at_mut(4);
     let (scales, rest) = packed.split_at(4);
@@ -54,5 +50,5 @@ pub(super) fn group_scales(packed: &[u8; 12]) -> [(f32, f32); 8] {
             f32::from((nibbles >> 4) | ((minimum >> 6) << 4)),
         );
     }
-    groups
+    groups.map(|(scale, minimum)| (d * scale, dmin * minimum))
 }

@@ -13,7 +13,7 @@ use super::patches::{mean_of_squares, patches};
 use super::rms_norm::rms_norm;
 use crate::checkpoint::TensorView;
 use crate::formats::Quantization;
-use crate::ops::image::{Ending, ImageMachine, LayerNorm, Numbers, PatchShape, expect};
+use crate::ops::image::{Ending, ImageMachine, LayerNorm, Numbers, PatchShape, expect, expect_heads};
 use crate::ops::machine::{Norm, Values};
 use crate::ops::pending::Pending;
 use crate::ops::vectors::Vectors;
@@ -143,14 +143,7 @@ impl ImageMachine for Cpu {
         factor: f32,
     ) -> Result<CpuFeatures, MachineError> {
         let [rows, width] = q.shape();
-        let fits = k.shape() == q.shape()
-            && v.shape() == q.shape()
-            && rows > 0
-            && images > 0
-            && rows.is_multiple_of(images)
-            && heads > 0
-            && width.is_multiple_of(heads);
-        expect(fits, "queries, keys and values of an image that differ, or are no whole heads")?;
+        expect_heads([q.shape(), k.shape(), v.shape()], images, heads)?;
         let mut out = vec![0.0; rows * width];
         let sizes = Sizes { sequences: images, heads, tokens: rows / images, width };
         attention(&q.values, &k.values, &v.values, &mut out, sizes, factor);

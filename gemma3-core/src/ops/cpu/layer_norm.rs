@@ -2,25 +2,14 @@
 //! first-level cache.
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
-/// Elements below which one thread does it all: waking others would take longer.
-const MIN_TASK_ELEMENTS: usize = 16 * 1024;
+use super::rms_norm::each_row;
 
 /// `out = (x - mean) * rsqrt(variance + eps) * weight + bias` for each row of `x`; the width is
 /// `weight.len()`.
 pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32], eps: f32) {
-    let width = weight.len();
-    if width == 0 {
-        return;
-    }
     let arch = Arch::new();
-    let task = width * MIN_TASK_ELEMENTS.div_ceil(width);
-    out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
-        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            arch.dispatch(Row { x, weight, bias, out, eps });
-        }
-    });
+    each_row(out, x, weight.len(), |out, x| arch.dispatch(Row { x, weight, bias, out, eps }));
 }
 
 struct Row<'a> {

@@ -8,30 +8,25 @@ const MIN_TASK_ELEMENTS: usize = 16 * 1024;
 
 /// `out = x * rsqrt(mean(x²) + eps) * scale` for each row of `x`; the width is `scale.len()`.
 pub(super) fn rms_norm(x: &[f32], scale: &[f32], out: &mut [f32], eps: f32) {
-    let width = scale.len();
-    if width == 0 {
-        return;
-    }
     let arch = Arch::new();
-    let task = width * MIN_TASK_ELEMENTS.div_ceil(width);
-    out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
-        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            arch.dispatch(Row { x, scale, out, eps });
-        }
-    });
+    each_row(out, x, scale.len(), |out, x| arch.dispatch(Row { x, scale, out, eps }));
 }
 
 /// `y = residual + y * rsqrt(mean(y²) + eps) * scale` for each row of `y`; the width is `scale.len()`.
 pub(super) fn rms_norm_add(y: &mut [f32], scale: &[f32], residual: &[f32], eps: f32) {
-    let width = scale.len();
+    let arch = Arch::new();
+    each_row(y, residual, scale.len(), |y, residual| arch.dispatch(AddedRow { y, scale, residual, eps }));
+}
+
+/// Has `make` make each row of `out` with that of `x`, over the threads.
+pub(super) fn each_row(out: &mut [f32], x: &[f32], width: usize, make: impl Fn(&mut [f32], &[f32]) + Sync) {
     if width == 0 {
         return;
     }
-    let arch = Arch::new();
     let task = width * MIN_TASK_ELEMENTS.div_ceil(width);
-    y.par_chunks_mut(task).zip(residual.par_chunks(task)).for_each(|(y, residual)| {
-        for (y, residual) in y.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
-            arch.dispatch(AddedRow { y, scale, residual, eps });
+    out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+            make(out, x);
         }
     });
 }

@@ -12,7 +12,7 @@ use super::{Plain, PlainRows, PlainVector, norm, patches};
 use crate::checkpoint::TensorView;
 use crate::device::{DeviceFailed, waiting};
 use crate::formats::Quantization;
-use crate::ops::image::{Ending, ImageMachine, LayerNorm, Numbers, PatchShape, expect};
+use crate::ops::image::{Ending, ImageMachine, LayerNorm, Numbers, PatchShape, expect, expect_heads};
 use crate::ops::machine::{Machine, Norm, Values};
 use crate::ops::pending::Pending;
 use crate::ops::vectors::Vectors;
@@ -103,15 +103,7 @@ impl ImageMachine for Plain {
         heads: usize,
         factor: f32,
     ) -> Result<Tensor<2>, MachineError> {
-        let [rows, width] = q.dims();
-        let fits = k.dims() == q.dims()
-            && v.dims() == q.dims()
-            && rows > 0
-            && images > 0
-            && rows.is_multiple_of(images)
-            && heads > 0
-            && width.is_multiple_of(heads);
-        expect(fits, "queries, keys and values of an image that differ, or are no whole heads")?;
+        expect_heads([q.dims(), k.dims(), v.dims()], images, heads)?;
         Ok(attention(q, k, v, heads, images, factor))
     }
 

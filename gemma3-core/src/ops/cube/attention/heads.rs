@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::cache::{load, slot_of, slot_start, store};
 use super::decode::DecodeAttention;
-use super::rotation::cos_sin;
+use super::rotation::turned;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{group_of_cube, group_sum, unit_of_group};
 
@@ -93,17 +93,7 @@ pub(crate) fn prepare_heads<N: Size>(
                     let b_scale = select(is_query, q_scale[half + at], k_scale[half + at]);
                     let a = first[i] * Quad::new(inverse) * a_scale;
                     let b = second[i] * Quad::new(inverse) * b_scale;
-                    let frequencies = inv_freq[at];
-                    let mut cosines = Quad::empty();
-                    let mut sines = Quad::empty();
-                    #[unroll]
-                    for j in 0..4usize {
-                        let (cos, sin) = cos_sin(f32::cast_from(position) * frequencies.extract(j));
-                        cosines.insert(j, cos);
-                        sines.insert(j, sin);
-                    }
-                    let turned_a = a * cosines - b * sines;
-                    let turned_b = b * cosines + a * sines;
+                    let (turned_a, turned_b) = turned(a, b, position, inv_freq[at]);
                     if is_query {
                         heads[out] = turned_a * Quad::new(query_factor);
                         heads[out + half] = turned_b * Quad::new(query_factor);

@@ -6,15 +6,31 @@
 
 use cubecl::prelude::*;
 
+use crate::ops::cube::packed::Quad;
+
 /// The leading 8 bits of pi / 2, the next 7, and the rest: products of the first two with up to 17 bits are
 /// exact.
 const FIRST: f32 = 1.570_312_5;
 const SECOND: f32 = 126.0 / 64.0 / 4096.0;
 const REST: f32 = (std::f64::consts::FRAC_PI_2 - FIRST as f64 - SECOND as f64) as f32;
 
+/// A quad of the first half of a head and the one of the second that it turns with, turned.
+#[cube]
+pub(crate) fn turned(first: Quad, second: Quad, position: u32, frequencies: Quad) -> (Quad, Quad) {
+    let mut cosines = Quad::empty();
+    let mut sines = Quad::empty();
+    #[unroll]
+    for i in 0..4usize {
+        let (cos, sin) = cos_sin(f32::cast_from(position) * frequencies.extract(i));
+        cosines.insert(i, cos);
+        sines.insert(i, sin);
+    }
+    (first * cosines - second * sines, second * cosines + first * sines)
+}
+
 /// (cosine, sine) of an angle in 0..=131072, within 2e-7.
 #[cube]
-pub(crate) fn cos_sin(angle: f32) -> (f32, f32) {
+fn cos_sin(angle: f32) -> (f32, f32) {
     let quarters = f32::floor(angle * comptime!(std::f32::consts::FRAC_2_PI) + 0.5f32);
     let whole = u32::cast_from(quarters);
     // Compilers of shading languages may factor a common number out of a sum of products, which rounds; so it

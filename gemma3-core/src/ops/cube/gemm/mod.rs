@@ -105,8 +105,9 @@ impl<'a> Output<'a> {
         })
     }
 
-    /// Bias, added rows and their count, as kernels take them: `unused` stands for what there is not.
-    fn finish_buffers(&self, unused: (&Handle, usize), outputs: usize) -> (BufferArg, BufferArg, u32) {
+    /// Bias, added rows and their count, as kernels take them: the side of the matrix stands for what there is not.
+    fn finish_buffers(&self, matrix: &PackedMatrix, outputs: usize) -> (BufferArg, BufferArg, u32) {
+        let unused = (&matrix.side, matrix.layout.side_len());
         // SAFETY: the lengths are those of the shapes; what stands for them is not read.
         let buffer =
             |(handle, len): (&Handle, usize)| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
@@ -137,17 +138,20 @@ pub fn linear_parts(
     out: &Handle,
     rows: usize,
 ) -> usize {
+    // Each part is like a product of its own.
+    let parts = Rows::f32(out);
+    let out = Output::plain(&parts);
     match processor.plan(&matrix.layout, x.format, rows, false) {
         Plan::Tensor(tile) if rows > 0 => {
-            launch_tensor_parts(client, tile, x, matrix, out, rows);
+            launch_tensor_tiles(client, tile, x, matrix, out, rows);
             tile.split(tile.splits, &matrix.layout).splits
         }
         Plan::Registers(tile) if rows > 0 && tile.splits > 1 => {
-            launch_register_parts(client, tile, x, matrix, out, rows);
+            launch_register_tiles(client, tile, x, matrix, out, rows);
             tile.splits
         }
         plan => {
-            launch(client, plan, x, matrix, Output::plain(&Rows::f32(out)), rows, None);
+            launch(client, plan, x, matrix, out, rows, None);
             1
         }
     }
@@ -243,16 +247,15 @@ fn launch_registers(
     rows: usize,
     scratch: Option<&Handle>,
 ) {
-    let layout = matrix.layout;
-    let job = RegisterJob { layout, tile, gated: out.gated, finish: out.finish() };
-    let side_len = (layout.rows * layout.side_words()).max(1);
-    let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
     if tile.splits == 1 {
-        launch_register_tiles(client, job, x, matrix, (bias, added, added_rows), &out.rows.handle, rows);
+        launch_register_tiles(client, tile, x, matrix, out, rows);
         return;
     }
+    let layout = matrix.layout;
     let parts = parts_buffer(client, scratch, part_bytes(tile.splits, &layout, rows));
-    launch_register_parts(client, tile, x, matrix, &parts, rows);
+    launch_register_tiles(client, tile, x, matrix, Output::plain(&Rows::f32(&parts)), rows);
+    let job = RegisterJob { layout, tile, gated: out.gated, finish: out.finish() };
+    let (bias, added, added_rows) = out.finish_buffers(matrix, job.outputs());
     // SAFETY: the lengths are those of the layout, the rows and the parts, which bound every index of the kernel.
     unsafe {
         register_parts_kernel::launch_unchecked(
@@ -271,49 +274,37 @@ fn launch_registers(
     }
 }
 
-/// The sums of each part of the columns, f32 \[splits, rows, layout.rows\].
-fn launch_register_parts(
+/// The sums, or those of each part of the columns: \[splits, rows, layout.rows\].
+fn launch_register_tiles(
     client: &Client,
     tile: RegisterTile,
     x: &Rows,
     matrix: &PackedMatrix,
-    parts: &Handle,
+    out: Output<'_>,
     rows: usize,
 ) {
     let layout = matrix.layout;
-    // Each part is like a product of its own.
-    let job = RegisterJob { layout, tile, gated: false, finish: Finish::NONE };
-    let side_len = (layout.rows * layout.side_words()).max(1);
-    // SAFETY: the length is that of the layout; nothing is read of what stands for biases and added rows.
-    let unused = || unsafe { BufferArg::from_raw_parts(matrix.side.clone(), side_len) };
-    launch_register_tiles(client, job, x, matrix, (unused(), unused(), 1), parts, rows);
-}
-
-fn launch_register_tiles(
-    client: &Client,
-    job: RegisterJob,
-    x: &Rows,
-    matrix: &PackedMatrix,
-    (bias, added, added_rows): (BufferArg, BufferArg, u32),
-    out: &Handle,
-    rows: usize,
-) {
-    let RegisterJob { layout, tile, .. } = job;
+    // One kernel, however many parts there are.
+    let job = RegisterJob {
+        layout,
+        tile: RegisterTile { splits: 1, ..tile },
+        gated: out.gated,
+        finish: out.finish(),
+    };
+    let (bias, added, added_rows) = out.finish_buffers(matrix, job.outputs());
     let words = job.vector_words();
     let count = CubeCount::Static(
         rows.div_ceil(tile.m()) as u32,
         job.outputs().div_ceil(job.cube_outputs()) as u32,
         tile.splits as u32,
     );
-    // One kernel, however many parts there are.
-    let job = RegisterJob { tile: RegisterTile { splits: 1, ..tile }, ..job };
     // SAFETY: these lengths are those of the layout, the rows and the parts.
     let buffer = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
     let numbers = buffer(&x.handle, rows * x.format.row_elements(layout.cols));
     let factors = buffer(&x.handle, rows * x.format.row_words(layout.cols));
     let quants = buffer(&matrix.quants, layout.rows * layout.row_words() / words);
-    let side = buffer(&matrix.side, (layout.rows * layout.side_words()).max(1));
-    let out = buffer(out, tile.splits * rows * job.outputs());
+    let side = buffer(&matrix.side, layout.side_len());
+    let out = buffer(&out.rows.handle, tile.splits * rows * job.outputs());
     let (halves, in_words) = (tile.numbers == Numbers::F16, client.name() == SPIRV);
     let cell_numbers = if halves && in_words { 2 } else { 4 };
     let launch = match (halves, in_words) {
@@ -365,21 +356,15 @@ fn launch_tensor(
     scratch: Option<&Handle>,
 ) {
     let layout = matrix.layout;
-    // The factor of a row of f16 is known where its input is.
-    let splits = if out.rows.format == RowFormat::F16 { 1 } else { tile.splits };
-    let tile = fitted(Tile { splits, ..tile }, &layout, rows);
-    let finish = Finish { quick: tile.engine != Engine::Cooperative, ..out.finish() };
-    let job = Job { layout, tile, gated: out.gated, format: out.rows.format, finish };
-    let side_len = (layout.rows * layout.side_words()).max(1);
-    let (bias, added, added_rows) = out.finish_buffers((&matrix.side, side_len), job.outputs());
-    if tile.splits == 1 {
-        let largest_bias = out.ending.map_or(0.0, |ending| ending.largest_bias);
-        let ending = (bias, added, added_rows, largest_bias);
-        launch_tiles(client, job, x, matrix, ending, &out.rows.handle, rows);
+    let job = tensor_job(tile, &layout, out, rows);
+    let splits = job.tile.splits;
+    if splits == 1 {
+        launch_tensor_tiles(client, tile, x, matrix, out, rows);
         return;
     }
-    let parts = parts_buffer(client, scratch, part_bytes(tile.splits, &layout, rows));
-    launch_tensor_parts(client, tile, x, matrix, &parts, rows);
+    let parts = parts_buffer(client, scratch, part_bytes(splits, &layout, rows));
+    launch_tensor_tiles(client, tile, x, matrix, Output::plain(&Rows::f32(&parts)), rows);
+    let (bias, added, added_rows) = out.finish_buffers(matrix, job.outputs());
     let pairs = job.written().div_ceil(2) as u32;
     // SAFETY: the lengths are those of the layout, the rows and the parts, which bound every index of the kernel.
     unsafe {
@@ -388,7 +373,7 @@ fn launch_tensor(
             CubeCount::Static(pairs.div_ceil(UNITS), rows as u32, 1),
             CubeDim::new_1d(UNITS),
             job.element_words(),
-            BufferArg::from_raw_parts(parts.clone(), tile.splits * rows * layout.rows),
+            BufferArg::from_raw_parts(parts.clone(), splits * rows * layout.rows),
             bias,
             added,
             BufferArg::from_raw_parts(out.rows.handle.clone(), rows * job.written() / job.element_outputs()),
@@ -399,45 +384,32 @@ fn launch_tensor(
     }
 }
 
-/// The sums of each part of the columns, f32 \[splits, rows, layout.rows\].
-fn launch_tensor_parts(
+/// The product with parts that none is empty of, and with the copies that it can make.
+fn tensor_job(tile: Tile, layout: &Layout, out: Output<'_>, rows: usize) -> Job {
+    // The factor of a row of f16 is known where its input is.
+    let splits = if out.rows.format == RowFormat::F16 { 1 } else { tile.splits };
+    let tile = tile.split(splits, layout);
+    // The kernels that copy beside the products count bytes in 32 bits.
+    let bytes = tile.engine.row_format().bytes(rows.max(layout.rows), layout.cols);
+    let tile = Tile { overlapped: tile.overlapped && bytes <= u32::MAX as usize, ..tile };
+    let finish = Finish { quick: tile.engine != Engine::Cooperative, ..out.finish() };
+    Job { layout: *layout, tile, gated: out.gated, format: out.rows.format, finish }
+}
+
+/// The sums, or those of each part of the columns: \[splits, rows, layout.rows\].
+fn launch_tensor_tiles(
     client: &Client,
     tile: Tile,
     x: &Rows,
     matrix: &PackedMatrix,
-    parts: &Handle,
+    out: Output<'_>,
     rows: usize,
 ) {
-    let layout = matrix.layout;
-    let tile = fitted(tile, &layout, rows);
-    // Each part is like a product of its own.
-    let job = Job { layout, tile, gated: false, format: RowFormat::F32, finish: Finish::NONE };
-    let side_len = (layout.rows * layout.side_words()).max(1);
-    // SAFETY: the length is that of the layout; nothing is read of what stands for biases and added rows.
-    let unused = || unsafe { BufferArg::from_raw_parts(matrix.side.clone(), side_len) };
-    launch_tiles(client, job, x, matrix, (unused(), unused(), 1, 0.0), parts, rows);
-}
-
-/// The tile with parts that none is empty of, and with the copies that it can make.
-fn fitted(tile: Tile, layout: &Layout, rows: usize) -> Tile {
-    let tile = tile.split(tile.splits, layout);
-    // The kernels that copy beside the products count bytes in 32 bits.
-    let bytes = tile.engine.row_format().bytes(rows.max(layout.rows), layout.cols);
-    Tile { overlapped: tile.overlapped && bytes <= u32::MAX as usize, ..tile }
-}
-
-fn launch_tiles(
-    client: &Client,
-    job: Job,
-    x: &Rows,
-    matrix: &PackedMatrix,
-    (bias, added, added_rows, largest_bias): (BufferArg, BufferArg, u32, f32),
-    out: &Handle,
-    rows: usize,
-) {
+    let job = tensor_job(tile, &matrix.layout, out, rows);
     let Job { layout, tile, .. } = job;
+    let (bias, added, added_rows) = out.finish_buffers(matrix, job.outputs());
+    let largest_bias = out.ending.map_or(0.0, |ending| ending.largest_bias);
     let x_chunks = x.format.bytes(rows, layout.cols) / size_of::<[u32; 4]>();
-    let side_len = (layout.rows * layout.side_words()).max(1);
     let quants_len = layout.rows * job.row_items();
     let out_len = tile.splits * rows * job.row_elements();
     let count = CubeCount::Static(
@@ -448,9 +420,12 @@ fn launch_tiles(
     let dim = CubeDim::new_1d(tile.units() as u32);
     // SAFETY: these lengths are those of the layout and the rows.
     let buffer = |handle: &Handle, len| unsafe { BufferArg::from_raw_parts(handle.clone(), len) };
-    let (x, quants, side) =
-        (buffer(&x.handle, x_chunks), buffer(&matrix.quants, quants_len), buffer(&matrix.side, side_len));
-    let out = buffer(out, out_len);
+    let (x, quants, side) = (
+        buffer(&x.handle, x_chunks),
+        buffer(&matrix.quants, quants_len),
+        buffer(&matrix.side, layout.side_len()),
+    );
+    let out = buffer(&out.rows.handle, out_len);
     let sums = match tile.engine {
         Engine::Planes => 4, // not used
         Engine::Warpgroups => tile.sums().next_power_of_two(),

@@ -181,17 +181,22 @@ impl Step {
             return Ok(());
         }
         let choices: Vec<&Choice<'_>> = choosing.iter().map(|(_, choice)| *choice).collect();
-        let wanted = plan(client, sequences, self.buffers.vocab, &choices);
-        let wanted = wanted.ok_or(MachineError::Bug { what: "a device was to choose as it can't" })?;
-        let last = self.sampled.take().filter(|last| last.buffers.plan.serves(&wanted));
-        if last.is_none() && !staying.is_empty() {
-            return Err(MachineError::Bug { what: "a step was to choose beside others as it can't" });
-        }
-        let mut sampled = last.unwrap_or_else(|| Sampled {
-            buffers: Arc::new(SamplingBuffers::new(client, wanted)),
-            // Whatever is there has to be written over.
-            seats: vec![Some(Progress { position: 0, sent: 0 }); sequences],
-        });
+        let admits = self.admits(client, &choices);
+        let mut sampled = match self.sampled.take_if(|_| admits) {
+            Some(last) => last,
+            None if !staying.is_empty() => {
+                return Err(MachineError::Bug { what: "a step was to choose beside others as it can't" });
+            }
+            None => {
+                let wanted = plan(client, sequences, self.buffers.vocab, &choices);
+                let wanted =
+                    wanted.ok_or(MachineError::Bug { what: "a device was to choose as it can't" })?;
+                self.sampled = None; // Its memory first.
+                let buffers = Arc::new(SamplingBuffers::new(client, wanted));
+                // Whatever is there has to be written over.
+                Sampled { buffers, seats: vec![Some(Progress { position: 0, sent: 0 }); sequences] }
+            }
+        };
         let stays = |slot: usize| staying.iter().any(|seat| seat.slot == slot);
         let mut left = Vec::new();
         for (slot, seat) in sampled.seats.iter_mut().enumerate().filter(|(slot, _)| !stays(*slot)) {
@@ -214,11 +219,12 @@ impl Step {
         })
     }
 
-    /// Whether others, who are to choose so, can take places while those who have theirs go on.
+    /// Whether others, who are to choose so, can take places while those who have theirs go on. Nobody can always.
     pub(super) fn admits(&self, client: &Client, choices: &[&Choice<'_>]) -> bool {
-        let wanted = plan(client, self.buffers.sequences, self.buffers.vocab, choices);
-        let sampled = self.sampled.as_ref().zip(wanted);
-        sampled.is_some_and(|(sampled, wanted)| sampled.buffers.plan.serves(&wanted))
+        self.sampled.as_ref().is_some_and(|sampled| {
+            let wanted = || plan(client, self.buffers.sequences, self.buffers.vocab, choices);
+            choices.is_empty() || wanted().is_some_and(|wanted| sampled.buffers.plan.serves(&wanted))
+        })
     }
 
     /// Whether tokens are being chosen for anybody.

@@ -167,6 +167,11 @@ impl Layout {
             }
     }
 
+    /// Words of the side of all rows, whose buffer is never empty.
+    pub fn side_len(&self) -> usize {
+        (self.rows * self.side_words()).max(1)
+    }
+
     /// Rows of each part of the matrix where its rows are divided among as few buffers of at most so many bytes as hold
     /// them: all, or a multiple of 64, so that the outputs of a part begin where bindings may; of 4 if no more fit.
     ///

@@ -67,7 +67,7 @@ impl PackedMatrix {
         let rows = parts.iter().map(|part| part.len() / row_bytes).sum();
         let layout = Layout::new(format, rows, cols)?;
         let quants = client.empty((rows * layout.row_words()).max(1) * size_of::<u32>());
-        let side = client.empty((rows * layout.side_words()).max(1) * size_of::<u32>());
+        let side = client.empty(layout.side_len() * size_of::<u32>());
         let strip = (STRIP_BYTES / row_bytes).max(1) * row_bytes;
         let (mut row, mut under_way, mut largest) = (0, 0, 0.0_f32);
         for bytes in parts.iter().flat_map(|part| part.chunks(strip)) {

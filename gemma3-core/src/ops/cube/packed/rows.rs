@@ -51,7 +51,7 @@ fn rows_of_part(
             CubeDim::new_1d(UNITS),
             BufferArg::from_raw_parts(ids.clone(), count),
             BufferArg::from_raw_parts(matrix.quants.clone(), layout.rows * layout.row_words() / 4),
-            BufferArg::from_raw_parts(matrix.side.clone(), (layout.rows * layout.side_words()).max(1)),
+            BufferArg::from_raw_parts(matrix.side.clone(), layout.side_len()),
             BufferArg::from_raw_parts(out.clone(), count * quads),
             factor,
             first,

@@ -108,26 +108,10 @@ pub fn sample(client: &Client, plan: Sampling, buffers: Buffers<'_>) {
         );
         if plan.draws {
             let scores = || argument(buffers.scores, plan.score_floats() / vector);
-            bins_kernel::launch_unchecked(
-                client,
-                over(blocks),
-                plan.groups.dim(),
-                vector,
-                scores(),
-                parameters(),
-                work(),
-                plan,
-            );
-            gather_kernel::launch_unchecked(
-                client,
-                over(blocks),
-                plan.groups.dim(),
-                vector,
-                scores(),
-                parameters(),
-                work(),
-                plan,
-            );
+            for launch in [bins_kernel::launch_unchecked, gather_kernel::launch_unchecked] {
+                let dim = plan.groups.dim();
+                launch(client, over(blocks), dim, vector, scores(), parameters(), work(), plan);
+            }
         }
         choose_kernel::launch_unchecked(
             client,

@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use crate::ops::cube::attention::cache::{CacheLayout, slot_of, slot_start, store};
-use crate::ops::cube::attention::rotation::cos_sin;
+use crate::ops::cube::attention::rotation::turned;
 use crate::ops::cube::packed::Quad;
 use crate::ops::cube::reduce::{Groups, group_of_cube, group_sum, unit_of_group};
 
@@ -173,17 +173,7 @@ fn heads_kernel<N: Size>(
                 let a = first[i] * Quad::new(inverse) * select(is_query, q_scale[at], k_scale[at]);
                 let b =
                     second[i] * Quad::new(inverse) * select(is_query, q_scale[half + at], k_scale[half + at]);
-                let frequencies = inv_freq[at];
-                let mut cosines = Quad::empty();
-                let mut sines = Quad::empty();
-                #[unroll]
-                for j in 0..4usize {
-                    let (cos, sin) = cos_sin(f32::cast_from(position) * frequencies.extract(j));
-                    cosines.insert(j, cos);
-                    sines.insert(j, sin);
-                }
-                let turned_a = a * cosines - b * sines;
-                let turned_b = b * cosines + a * sines;
+                let (turned_a, turned_b) = turned(a, b, position, inv_freq[at]);
                 if is_query {
                     let start = (token * heads + head) * comptime!(2 * half);
                     queries[start + at] = turned_a * Quad::new(query_factor);
