@@ -163,13 +163,16 @@ pub fn short_name(kernel: &str) -> String {
 /// The products of a step by each of their divisions.
 fn divisions(random: &RandomModel, arguments: &Arguments) -> Result<(), Failure> {
     let device = crate::open(arguments)?;
-    for (name, shape, normed, gated) in matrices(random.config()) {
-        let product = FewRows { format: random.format, shape, batch: 1, normed, gated };
+    let products = matrices(random.config());
+    for (batch, (name, shape, normed, gated)) in
+        [1, 8].into_iter().flat_map(|rows| products.map(|of| (rows, of)))
+    {
+        let product = FewRows { format: random.format, shape, batch, normed, gated };
         let divisions = costs::of_divisions(&device, product, arguments.precision())?;
         let Some(best) = divisions.first() else { return say("this device records nothing".to_owned()) };
         let bytes = shape.iter().product::<usize>() as f64 * bytes_per_weight(random)?;
         let rate = |us: f64| bytes / us / 1e3;
-        say(format!("\n{random}, {name}, {} x {}:", shape[0], shape[1]))?;
+        say(format!("\n{random}, {name}, {} x {}, {batch} rows:", shape[0], shape[1]))?;
         for (rank, division) in divisions.iter().enumerate() {
             if rank < 4 || division.is_chosen {
                 let chosen = if division.is_chosen { "  <- chosen" } else { "" };

@@ -108,7 +108,7 @@ pub(crate) fn matvec_plain(client: &Client, x: &Handle, matrix: &PackedMatrix, o
             dim,
             BufferArg::from_raw_parts(x.clone(), batch * layout.cols / 4),
             BufferArg::from_raw_parts(matrix.quants.clone(), layout.rows * layout.row_words() / 4),
-            BufferArg::from_raw_parts(matrix.side.clone(), (layout.rows * layout.side_words()).max(1)),
+            BufferArg::from_raw_parts(matrix.side.clone(), layout.side_len()),
             BufferArg::from_raw_parts(out.clone(), batch * layout.rows),
             layout,
         );
@@ -135,7 +135,7 @@ fn launch(
     let rows = |handle: &Handle| floats(handle, batch * layout.cols / 4);
     let row = |handle: &Handle| floats(handle, layout.cols / 4);
     let quants = floats(&matrix.quants, layout.rows * layout.row_words() / words);
-    let side = floats(&matrix.side, (layout.rows * layout.side_words()).max(1));
+    let side = floats(&matrix.side, layout.side_len());
     let out = floats(out, batch * outputs);
     match input {
         // SAFETY: as above.

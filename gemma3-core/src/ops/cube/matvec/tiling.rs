@@ -69,8 +69,9 @@ const SMALL_SHARED_BYTES: usize = 16 << 10;
 const ROW_UNITS: usize = 32;
 /// The fewest units of a group.
 const MIN_UNITS: usize = 4;
-/// Multiprocessors of a device that doesn't say.
-const DEFAULT_MULTIPROCESSORS: usize = 64;
+/// Multiprocessors of a device that doesn't say. Where there are fewer, rows are divided among more units than need be, which
+/// costs little; where there are more than this, a small product leaves some without work.
+const DEFAULT_MULTIPROCESSORS: usize = 128;
 /// Units that a multiprocessor runs at once, about.
 const UNITS_OF_MULTIPROCESSOR: usize = 1024;
 /// Rows of input from which on a result is one sum, not four side by side, so that more fit in registers.
