@@ -247,6 +247,7 @@ fn a_step_needs_no_more_shared_memory_than_there_is_everywhere() {
                     max_cubes: 65_535,
                     integer_dots: false,
                     native_halves: false,
+                    whole_blocks: false,
                 };
                 let cache =
                     CacheLayout { sequences: 1, kv_heads, slots: 4096, head_dim, format: CacheFormat::F16 };

@@ -59,6 +59,9 @@ pub struct Hardware {
     pub integer_dots: bool,
     /// Whether an instruction converts f16 to f32.
     pub native_halves: bool,
+    /// Whether units had better take whole blocks at once, as through Vulkan, where what a block's parts have in common is
+    /// decoded for each anew and small products wait longer for their few units.
+    pub whole_blocks: bool,
 }
 
 /// Units of a cube.
@@ -69,6 +72,8 @@ const SMALL_SHARED_BYTES: usize = 16 << 10;
 const ROW_UNITS: usize = 32;
 /// The fewest units of a group.
 const MIN_UNITS: usize = 4;
+/// The same where units take whole blocks.
+const MIN_UNITS_OF_BLOCKS: usize = 8;
 /// Multiprocessors of a device that doesn't say. Where there are fewer, rows are divided among more units than need be, which
 /// costs little; where there are more than this, a small product leaves some without work.
 const DEFAULT_MULTIPROCESSORS: usize = 128;
@@ -119,6 +124,7 @@ impl Hardware {
                     .all(|kind| client.properties().supports_type(kind)),
                 _ => false,
             },
+            whole_blocks: client.name() == SPIRV,
         }
     }
 
@@ -131,6 +137,11 @@ impl Hardware {
     /// Processors that cubes are spread over, about.
     pub const fn multiprocessors(&self) -> usize {
         self.units / UNITS_OF_MULTIPROCESSOR
+    }
+
+    /// Whether units had better take whole blocks of a matrix at once.
+    const fn takes_blocks(&self, layout: &Layout) -> bool {
+        self.whole_blocks && layout.has_blocks()
     }
 
     /// Groups of `planes` planes in cubes of about 256 units.
@@ -190,7 +201,7 @@ impl Tiling {
         let mut best = None;
         let mut best_score = 0.0;
         for vector_words in [4, 2, 1].into_iter().filter(|words| *words >= min_words) {
-            let mut units = MIN_UNITS;
+            let mut units = if hardware.takes_blocks(layout) { MIN_UNITS_OF_BLOCKS } else { MIN_UNITS };
             while units <= CUBE_UNITS {
                 let score = {
                     let rows = Self::rows_at_once(hardware, layout, batch, outputs, units);
@@ -275,11 +286,10 @@ impl Tiling {
         units: usize,
     ) -> usize {
         let mut rows = outputs;
+        // Many rows of input keep even few units busy.
+        let enough = if batch >= MIN_NARROW_BATCH { hardware.units / 8 } else { hardware.units };
         if layout.has_blocks() || batch >= MIN_NARROW_BATCH {
-            while rows < 4
-                && batch * rows * 2 <= MAX_SUMS
-                && layout.rows * units / (rows * 2) >= hardware.units
-            {
+            while rows < 4 && batch * rows * 2 <= MAX_SUMS && layout.rows * units / (rows * 2) >= enough {
                 rows *= 2;
             }
         }
@@ -303,7 +313,8 @@ impl Tiling {
         let busy = items as f64 / units as f64 / turns as f64;
         let available = (layout.rows * units) as f64 / hardware.units as f64;
         let wanted = if staged { available * 2.8 } else { available };
-        let fill = wanted.min(1.0).powf(0.4);
+        let whole = hardware.takes_blocks(layout);
+        let fill = wanted.min(1.0).powf(if whole { 0.6 } else { 0.4 });
         let long_rows = (16.0 / steps as f64).min(1.0).powf(0.1);
         let sums = 1.0 - 0.02 * f64::from(units.ilog2());
         // Wide loads take the registers of other units; of blocks they are decoded with fewer instructions.
@@ -311,7 +322,9 @@ impl Tiling {
             (true, words) if !staged => 1.0 / words as f64,
             (true, 4) | (false, 2) => 1.0,
             (false, _) => 0.98,
+            (true, 2) if whole => 0.65,
             (true, 2) => 0.88,
+            (true, _) if whole => 0.45,
             (true, _) => 0.65,
         };
         // Rows lie apart: less than a line of memory at once takes more requests.
