@@ -391,23 +391,23 @@ const VULKAN: Hardware =
     Hardware { shared_bytes: 48 << 10, units: 128 * 1024, whole_blocks: true, max_cubes: 65_535, ..H100 };
 
 #[test]
-fn through_vulkan_units_take_whole_blocks() {
-    // Within 5% of the best of all divisions, as measured on that card (the head: 8%).
+fn through_vulkan_several_rows_take_whole_blocks_and_floats_wide_lines() {
+    use TensorFormat::{BF16, Q4_0};
+    // Within 5% of the best of all divisions, as measured on that card.
     let choices = [
-        ([1536, 1152], 1, 1, [4, 16, 1, 3]),
-        ([1152, 1024], 1, 1, [4, 16, 1, 2]),
-        ([13824, 1152], 1, 2, [4, 8, 2, 3]),
-        ([1152, 6912], 1, 1, [4, 32, 1, 7]),
-        ([262144, 1152], 1, 1, [4, 8, 4, 2]),
-        ([1536, 1152], 8, 1, [4, 16, 1, 3]),
-        ([1152, 1024], 8, 1, [4, 16, 1, 2]),
-        ([13824, 1152], 8, 2, [4, 8, 4, 2]),
+        (Q4_0, [1536, 1152], 8, 1, [4, 16, 1, 3]),
+        (Q4_0, [1152, 1024], 8, 1, [4, 16, 1, 2]),
+        (Q4_0, [13824, 1152], 8, 2, [4, 8, 4, 2]),
+        (BF16, [13824, 1152], 1, 2, [2, 32, 2, 5]),
+        (BF16, [1152, 6912], 1, 1, [2, 128, 1, 7]),
+        (BF16, [262144, 1152], 1, 1, [2, 32, 1, 9]),
     ];
-    for ([rows, cols], batch, outputs, expected) in choices {
-        let layout = Layout::new(TensorFormat::Q4_0, rows, cols).expect("whole blocks");
-        let tiling = Tiling::choose(&VULKAN, &layout, batch, outputs, true, Precision::Fast);
+    for (format, [rows, cols], batch, outputs, expected) in choices {
+        let layout = Layout::new(format, rows, cols).expect("whole blocks");
+        let stage = cols == 1152;
+        let tiling = Tiling::choose(&VULKAN, &layout, batch, outputs, stage, Precision::Fast);
         let found = [tiling.vector_words, tiling.groups.units(), tiling.rows, tiling.unroll];
-        assert_eq!(found, expected, "{rows} x {cols}, {batch} rows");
+        assert_eq!(found, expected, "{format} {rows} x {cols}, {batch} rows");
     }
 }
 

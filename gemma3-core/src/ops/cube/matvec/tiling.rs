@@ -140,8 +140,8 @@ impl Hardware {
     }
 
     /// Whether units had better take whole blocks of a matrix at once.
-    const fn takes_blocks(&self, layout: &Layout) -> bool {
-        self.whole_blocks && layout.has_blocks()
+    fn takes_blocks(&self, layout: &Layout, batch: usize) -> bool {
+        self.whole_blocks && layout.has_blocks() && batch >= MIN_NARROW_BATCH
     }
 
     /// Groups of `planes` planes in cubes of about 256 units.
@@ -201,11 +201,12 @@ impl Tiling {
         let mut best = None;
         let mut best_score = 0.0;
         for vector_words in [4, 2, 1].into_iter().filter(|words| *words >= min_words) {
-            let mut units = if hardware.takes_blocks(layout) { MIN_UNITS_OF_BLOCKS } else { MIN_UNITS };
+            let mut units =
+                if hardware.takes_blocks(layout, batch) { MIN_UNITS_OF_BLOCKS } else { MIN_UNITS };
             while units <= CUBE_UNITS {
                 let score = {
                     let rows = Self::rows_at_once(hardware, layout, batch, outputs, units);
-                    Self::score(hardware, layout, rows, staged, vector_words, units)
+                    Self::score(hardware, layout, rows, staged, vector_words, [units, batch])
                 };
                 if score > best_score {
                     (best, best_score) = (Some((vector_words, units)), score);
@@ -304,7 +305,7 @@ impl Tiling {
         rows: usize,
         staged: bool,
         vector_words: usize,
-        units: usize,
+        [units, batch]: [usize; 2],
     ) -> f64 {
         let items = layout.row_words() / vector_words;
         let steps = items.div_ceil(units);
@@ -313,7 +314,7 @@ impl Tiling {
         let busy = items as f64 / units as f64 / turns as f64;
         let available = (layout.rows * units) as f64 / hardware.units as f64;
         let wanted = if staged { available * 2.8 } else { available };
-        let whole = hardware.takes_blocks(layout);
+        let whole = hardware.takes_blocks(layout, batch);
         let fill = wanted.min(1.0).powf(if whole { 0.6 } else { 0.4 });
         let long_rows = (16.0 / steps as f64).min(1.0).powf(0.1);
         let sums = 1.0 - 0.02 * f64::from(units.ilog2());
@@ -328,7 +329,12 @@ impl Tiling {
             (true, _) => 0.65,
         };
         // Rows lie apart: less than a line of memory at once takes more requests.
-        let lines = if units * vector_words >= LINE_WORDS { 1.0 } else { 0.88 };
+        let wide = hardware.whole_blocks && !layout.has_blocks();
+        let lines = match units * vector_words {
+            words if words >= 2 * LINE_WORDS || words >= LINE_WORDS && !wide => 1.0,
+            words if words >= LINE_WORDS => 0.96,
+            _ => 0.88,
+        };
         busy * fill * long_rows * sums * width * lines
     }
 
