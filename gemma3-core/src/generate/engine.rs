@@ -13,7 +13,7 @@ use crate::run::{Receipt, Row};
 
 /// Passes that are sent before the tokens of the first are read, at least and at most: while the host reads and decides,
 /// the device has something to do.
-const AHEAD: [usize; 2] = [2, 6];
+pub(super) const AHEAD: [usize; 2] = [2, 6];
 /// The time for which a device has to have something to do while sequences come and go: to launch a pass of prompts, which
 /// is recorded nowhere, takes the host a few milliseconds.
 const LEAD: Duration = Duration::from_millis(3);

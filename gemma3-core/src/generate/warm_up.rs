@@ -1,5 +1,6 @@
 //! Compiling a GPU's kernels before the first text needs them.
 
+use super::engine::AHEAD;
 use super::{ContinueOptions, Engine, Event, GenerateError, Session, SessionOptions};
 use crate::CancelHandle;
 use crate::model::{Logits, Model};
@@ -72,6 +73,12 @@ pub fn warm_up(
     Ok(())
 }
 
+/// Tokens after which the first sequence of a batch's warm-up ends, and those after which the next does.
+const FIRST_ENDS: usize = 3;
+const OTHERS_END: usize = FIRST_ENDS + 2 * AHEAD[1];
+/// Tokens of the prompt that joins them: with them as many rows as products of many rows need on any device.
+const JOINING: usize = 9;
+
 /// The same for [`generate_batch`](super::generate_batch) of as many sessions as there are options, and for an [`Engine`] in
 /// which so many are the first to step together: others then come and go. (Where it may be fewer, each number has a warm-up.)
 /// What [`warm_up`] compiles, each session's prompt first of all, is not compiled here.
@@ -87,9 +94,10 @@ pub fn warm_up_batch(
 ) -> Result<(), GenerateError> {
     progress(WarmUpProgress { done: 0, total: 1 });
     let mut engine = Engine::new(model);
-    // One after the other ends, so that, where the host chooses, steps of ever fewer sequences are made.
-    for (options, tokens) in options.iter().zip(3..) {
-        let (session, options) = (short_session(model, session)?, brief(options, tokens));
+    // One after the other ends, so that, where the host chooses, steps of ever fewer sequences are made; all but the first so
+    // late that steps which are on their way when it has ended aren't their last.
+    for (options, tokens) in options.iter().zip(std::iter::once(FIRST_ENDS).chain(OTHERS_END..)) {
+        let (session, options) = (short_session(model, session, 2)?, brief(options, tokens));
         engine.start(session, options)?;
     }
     let mut comes_later = options.first().filter(|_| options.len() > 1);
@@ -107,17 +115,17 @@ pub fn warm_up_batch(
         }
         // In the place of the first that ends comes another, while the rest go on.
         if has_ended && let Some(options) = comes_later.take() {
-            engine.start(short_session(model, session)?, brief(options, 2))?;
+            engine.start(short_session(model, session, JOINING)?, brief(options, 2))?;
         }
     }
     progress(WarmUpProgress { done: 1, total: 1 });
     Ok(())
 }
 
-/// A session with a prompt as short as one can be that is more than a step.
-fn short_session(model: &Model, options: &SessionOptions) -> Result<Session, GenerateError> {
+/// A session with a prompt of so many tokens, as far as there is room.
+fn short_session(model: &Model, options: &SessionOptions, tokens: usize) -> Result<Session, GenerateError> {
     let mut session = Session::new(model, options)?;
-    session.append(&vec![some_id(model); 2.min(session.capacity())])?;
+    session.append(&vec![some_id(model); tokens.min(session.capacity())])?;
     Ok(session)
 }
 
