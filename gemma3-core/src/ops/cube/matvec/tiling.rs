@@ -59,8 +59,8 @@ pub struct Hardware {
     pub integer_dots: bool,
     /// Whether an instruction converts f16 to f32.
     pub native_halves: bool,
-    /// Whether units had better take whole blocks at once, as through Vulkan, where what a block's parts have in common is
-    /// decoded for each anew and small products wait longer for their few units.
+    /// Whether units had better take whole blocks at once for several rows of input, and groups two lines of floats, as
+    /// measured through Vulkan.
     pub whole_blocks: bool,
 }
 
@@ -139,7 +139,8 @@ impl Hardware {
         self.units / UNITS_OF_MULTIPROCESSOR
     }
 
-    /// Whether units had better take whole blocks of a matrix at once.
+    /// Whether units had better take whole blocks of a matrix at once. (For a single row kernels by themselves are faster so,
+    /// and steps are not.)
     fn takes_blocks(&self, layout: &Layout, batch: usize) -> bool {
         self.whole_blocks && layout.has_blocks() && batch >= MIN_NARROW_BATCH
     }
