@@ -89,6 +89,9 @@ impl CooperativeTile {
         let (operands, out) = (Operands::Rows, RowFormat::F32);
         let shape = CooperativeShape { attention: *attention, tile: *self, operands, out };
         attention.cache.format == CacheFormat::F16
+            // Units share rows of scores, a whole number of units each.
+            && self.plane_units >= SIDE
+            && self.plane_units.is_multiple_of(SIDE)
             && shape.share().is_multiple_of(2)
             && (!self.together || (self.apart && self.ahead))
             && (!self.holds || SIDE * self.planes <= shape.block_rows())
