@@ -83,7 +83,7 @@ impl Job {
         if self.gated { self.layout.rows / 2 } else { self.layout.rows }
     }
 
-    /// Outputs of a row that are written: bf16 rows are filled with zeros to whole tiles.
+    /// Outputs of a row that are written: rows of bf16 and of f16 are filled with zeros to whole tiles.
     pub const fn written(&self) -> usize {
         self.format.width(self.outputs())
     }
